@@ -1,0 +1,141 @@
+"""The command `recbole-vlm2rec` and run_recbole_vlm2rec.py: reads arguments, calls one room, turns expected errors into one line.
+
+Imports a room only when its command is called: `--help` takes no torch and no recbole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+RUN_HELP = """\
+usage: run_recbole_vlm2rec.py [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"] [--key=value …]
+
+Trains, validates and tests one model on one data set inside RecBole; without arguments, VLM2Rec on minishop.
+
+  --model=NAME       {models}, or any model of RecBole: SASRec, GRU4Rec, BERT4Rec, BPR, LightGCN, …
+  --dataset=NAME     a folder of --data_path (default atomic_data/) with NAME.inter, NAME.item and pictures
+  --key=value        any key of RecBole or of props/*.yaml, where each is explained; values are YAML. Often used:
+     --backbone=…       tiny, a local folder, or a hub name such as Qwen/Qwen2.5-VL-3B-Instruct
+     --objective=…      wpcl+crtr (VLM2Rec), sft, none (the pretrained model), crtr, sft+crtr, wpcl
+     --fusion=…         external, internal           --modalities=…      text+image, text, image
+     --seed=…           weights, shuffling, negatives  --eval_negatives=…  100, another number, or full
+     --epochs=…  --train_batch_size=…  --learning_rate=…  --resume=RUN_FOLDER  --result_file=PATH
+     --item_embeddings=FOLDER   the export that VLM2RecSASRec and VLM2RecGRU4Rec start from
+
+Every run gets a folder in --checkpoint_dir (default saved/) with its checkpoint, result.json, ranks.npz, log and TensorBoard files.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status (0 done, 2 wrong input, 130 interrupted)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv[:1] == ["run"]:
+            return _run(argv[1:])
+        options = _parser().parse_args(argv)
+        options.command(options)
+        return 0
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        # What this project raises on purpose is meant for the user; anything else keeps its traceback.
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if Path(__file__).parent not in raised_in.parents:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(argv: Sequence[str]) -> int:
+    if any(argument in ("-h", "--help") for argument in argv):
+        models = [file.stem for file in (Path(__file__).parent / "model").glob("vlm2rec*.py")]
+        names = {"vlm2rec": "VLM2Rec", "vlm2recsasrec": "VLM2RecSASRec", "vlm2recgru4rec": "VLM2RecGRU4Rec"}
+        print(RUN_HELP.format(models=", ".join(sorted(names.get(model, model) for model in models))))
+        return 0
+    from recbole_vlm2rec.arguments import parse_overrides
+
+    overrides = parse_overrides(argv)
+    from recbole_vlm2rec.quick_start import run
+
+    run(config_dict=overrides)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="recbole-vlm2rec", description="VLM2Rec for RecBole.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("run", help="train and evaluate a model (run --help)")
+
+    prepare = commands.add_parser("prepare", help="make a data set").add_subparsers(required=True, metavar="SOURCE")
+    shop = prepare.add_parser("minishop", help="generate the bundled shop, or one like it")
+    shop.add_argument("--out", type=Path, default=Path("atomic_data"), help="folder of data sets (default: atomic_data)")
+    shop.add_argument("--name", default="minishop", help="name of the data set (default: minishop)")
+    shop.add_argument("--seed", type=int, default=2026, help="the same seed gives the same files, bit for bit (default: 2026)")
+    shop.add_argument("--preset", choices=("balanced", "text-heavy", "image-heavy"), default="balanced", help="which side drives purchases")
+    shop.set_defaults(command=_prepare_minishop)
+
+    export = commands.add_parser("export", help="write the item embeddings of a trained VLM2Rec")
+    export.add_argument("--checkpoint", required=True, help="run folder of a VLM2Rec run, or its checkpoint/")
+    export.add_argument("--out", required=True, help="export folder to write; must not exist yet, or be an export")
+    export.add_argument("--dataset", help="embed this data set's items (default: the one trained on)")
+    export.add_argument("--data_path", help="folder of data sets (default: as in training)")
+    export.add_argument("--device", help="torch device (default: the GPU where there is one)")
+    export.set_defaults(command=_export)
+
+    benchmark = commands.add_parser("benchmark", help="measure training, embedding and evaluation speed and peak memory")
+    benchmark.add_argument("--dataset", default="minishop")
+    benchmark.add_argument("--data_path", default="atomic_data")
+    benchmark.add_argument("--backbone", default="tiny")
+    benchmark.add_argument("--users", type=int, help="users to train and evaluate on (default: all)")
+    benchmark.add_argument("--max_visual_tokens", type=int, default=4)
+    benchmark.add_argument("--batch_size", type=int, default=32)
+    benchmark.add_argument("--device", default="cpu")
+    benchmark.add_argument("--json", type=Path, help="write the figures there too")
+    benchmark.set_defaults(command=_benchmark)
+
+    study = commands.add_parser("study", help="the modality collapse study on generated shops (about an hour on two cores)")
+    study.add_argument("--out", type=Path, default=Path("runs/study"), help="folder of shops, runs and the report; finished runs are kept")
+    study.add_argument("--presets", default="balanced,text-heavy")
+    study.add_argument("--data_seeds", default="1,2,3")
+    study.add_argument("--seeds", default="2026,2027")
+    study.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    study.set_defaults(command=_study)
+    return parser
+
+
+def _prepare_minishop(options: argparse.Namespace) -> None:
+    from recbole_vlm2rec.prepare.minishop import generate
+
+    facts = generate(options.out, options.name, options.seed, options.preset)
+    shares = ", ".join(f"{side} {share:.1%}" for side, share in facts["shares"].items())
+    print(f"{options.out / options.name}: {facts['users']} users, {facts['items']} items, {facts['interactions']} interactions")
+    print(f"share of the preference variance: {shares}")
+    for reader, modalities in facts["scores"].items():
+        print(f"{reader:>8}  " + "  ".join(f"{modality} N@20 {phases['test']['ndcg@20']:.3f}" for modality, phases in modalities.items()))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from recbole_vlm2rec.export import export
+
+    folder = export(options.checkpoint, options.out, options.dataset, options.data_path, options.device)
+    print(f"export: {folder}")
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    from recbole_vlm2rec.benchmark.throughput import benchmark
+
+    settings = {name: value for name, value in vars(options).items() if name not in ("command", "json")}
+    benchmark(**settings, json_file=options.json)
+
+
+def _study(options: argparse.Namespace) -> None:
+    from recbole_vlm2rec.study import study
+
+    split = lambda text: [part.strip() for part in text.split(",")]  # noqa: E731 - a short word for a short thing
+    data_seeds, seeds = (list(map(int, split(text))) for text in (options.data_seeds, options.seeds))
+    study(options.out, split(options.presets), data_seeds, seeds, options.jobs)

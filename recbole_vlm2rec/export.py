@@ -1,0 +1,73 @@
+"""Embeds every item of a catalogue with a trained (or untouched) encoder and writes the export folder.
+
+Imports torch, data.catalog, vlm and embeddings; no recbole.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from recbole_vlm2rec import embeddings
+from recbole_vlm2rec.data.catalog import Catalog
+from recbole_vlm2rec.vlm.checkpoint import checkpoint_folder, load_encoder, read_description
+from recbole_vlm2rec.vlm.fusion import ItemEncoder, Vectors
+
+ITEM_BATCH = 256
+
+
+def export(
+    checkpoint: str | Path,
+    out: str | Path,
+    dataset: str | None = None,
+    data_path: str | Path | None = None,
+    device: str | None = None,
+    show_progress: bool = True,
+) -> Path:
+    """Writes the export folder `out` for the items of `dataset` (default: the one the checkpoint was trained on).
+
+    Args:
+        checkpoint: a run folder or its `checkpoint/`.
+        data_path: folder that holds the data set's folder; default as in training.
+        device: torch device; default the GPU where there is one.
+    Returns the folder. Raises CheckpointError, CatalogError or BackboneError with what is wrong and where.
+    """
+    description = read_description(checkpoint)
+    name = dataset or description["dataset"]
+    folder = Path(data_path) / name if data_path else _trained_folder(description, name)
+    catalog = Catalog.read(folder, name)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.startswith("cuda") and torch.cuda.is_bf16_supported() else torch.float32
+    encoder = load_encoder(checkpoint, device, dtype)
+    settings = description["encoder"]
+    titles = [catalog.title(item) for item in catalog.item_ids]
+    pictures = [catalog.image(item) for item in catalog.item_ids]
+    items = ItemEncoder(encoder, titles, pictures, settings["fusion"], settings["modalities"])
+
+    parts = []
+    with torch.no_grad(), tqdm(total=len(catalog), desc="Embed items", unit="item", disable=not show_progress) as progress:
+        for start in range(0, len(catalog), ITEM_BATCH):
+            batch = [[item] for item in range(start, min(start + ITEM_BATCH, len(catalog)))]
+            parts.append(Vectors.of(lambda vectors: vectors.cpu(), items.encode(batch)))
+            progress.update(len(batch))
+    vectors = Vectors.of(lambda *kinds: torch.cat(kinds).numpy(), *parts)
+    manifest = {
+        "dataset": name,
+        "catalog": catalog.hash,
+        "model": description["model"],
+        "checkpoint": checkpoint_folder(checkpoint).parent.name,
+        "trained_on": description["dataset"],
+        "encoder": settings,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    embeddings.write(
+        Path(out), list(catalog.item_ids), text=vectors.text, image=vectors.image, fused=vectors.fused, manifest=manifest
+    )
+    return Path(out)
+
+
+def _trained_folder(description: dict, name: str) -> Path:
+    # RecBole's data_path already ends with the data set's own folder.
+    return Path(description["data_path"]).parent / name

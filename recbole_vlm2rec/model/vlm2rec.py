@@ -1,0 +1,172 @@
+"""VLM2Rec: a vision-language model ranks items by the cosine of sequence and item embeddings (task 1).
+
+Imports recbole (the abstract model), vlm and objectives. One encoder reads histories and items alike.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from recbole_vlm2rec import objectives
+from recbole_vlm2rec.vlm.backbone import Lora
+from recbole_vlm2rec.vlm.encoder import VLMEncoder
+from recbole_vlm2rec.vlm.fusion import ItemEncoder, Vectors
+
+OBJECTIVE_TERMS = ("wpcl", "sft", "crtr")
+ITEM_BATCH = 256
+
+
+class VLM2Rec(SequentialRecommender):
+    """VLM2Rec (arXiv 2603.17450), its vanilla and SFT variants and its ablations, by configuration.
+
+    `objective` is a sum of terms: `wpcl+crtr` (eq. 14), `sft` (eq. 3), `none` (the pretrained model as it is), and the
+    ablations of table 5: `crtr` (without WPCL), `sft+crtr` (without w_pen), `wpcl` (without CRTR), and
+    `stop_gradient: False`. `fusion` is `external` (z = z_T + z_V, eq. 2) or `internal` (one interleaved prompt).
+    `modalities` is `text+image`, `text` or `image`. Raises ValueError for combinations that have no meaning.
+    """
+
+    input_type = InputType.POINTWISE
+    trainer = "VLM2RecTrainer"
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.terms = _objective_terms(config["objective"])
+        self.tau_wpcl, self.tau_crtr = config["tau_wpcl"], config["tau_crtr"]
+        self.crtr_weight = config["crtr_weight"]
+        self.penalty_options = {"stop_gradient": config["stop_gradient"], "centre": config["centre_penalty"]}
+        self.reduction = config["loss_reduction"]
+        self.show_progress = config["show_progress"]
+
+        tokens = dataset.id2token(dataset.iid_field, range(1, self.n_items))
+        self.lora = _lora(config) if self.terms else None
+        encoder = VLMEncoder.from_pretrained(
+            config["backbone"],
+            max_visual_tokens=config["max_visual_tokens"],
+            lora=self.lora,
+            dtype=_dtype(config["dtype"], self.device),
+            device=self.device,
+            token_budget=config["token_budget"],
+            max_title_tokens=config["max_title_tokens"],
+        )
+        # Row 0 is RecBole's padding item; no history and no candidate list ever holds it.
+        titles = [None] + [dataset.catalog.title(token) for token in tokens]
+        pictures = [None] + [dataset.catalog.image(token) for token in tokens]
+        self.items = ItemEncoder(encoder, titles, pictures, config["fusion"], config["modalities"])
+        if not self.items.apart and {"wpcl", "crtr"} & set(self.terms):
+            raise ValueError(
+                f"objective {config['objective']} compares text with image embeddings: it needs fusion: external and modalities: "
+                f"text+image. With fusion {config['fusion']} and modalities {config['modalities']} use objective sft or none"
+            )
+        if config["gradient_checkpointing"]:
+            encoder.backbone.checkpoint_activations()
+        # In bf16 these two would never move: they stay in fp32 whatever the backbone's type (METHOD section 3).
+        self.alpha = nn.Parameter(torch.tensor(float(config["alpha_init"])), requires_grad="wpcl" in self.terms)
+        self.beta = nn.Parameter(torch.tensor(float(config["beta_init"])), requires_grad="wpcl" in self.terms)
+        self.statistics: dict[str, Tensor] = {}
+        self.forget()
+
+    def calculate_loss(self, interaction) -> Tensor:
+        """The configured objective over a batch of (history, target) rows; scalar."""
+        histories = self.histories(interaction)
+        users, targets = interaction[self.USER_ID], interaction[self.POS_ITEM_ID]
+        # One call, so that histories and items of like length share forwards and each distinct prompt runs once.
+        both = self.items.encode(histories + [[item] for item in targets.tolist()])
+        z, e = both.rows(slice(len(histories))), both.rows(slice(len(histories), None))
+        masks = {"item_ids": targets, "user_ids": users}
+        loss = z.fused.new_zeros(())
+        if "wpcl" in self.terms:
+            loss = loss + objectives.wpcl(
+                z.text, z.image, e.text, e.image, self.alpha, self.beta, self.tau_wpcl,
+                reduction=self.reduction, **self.penalty_options, **masks,
+            )  # fmt: skip
+        if "sft" in self.terms:
+            loss = loss + objectives.info_nce(z.fused, e.fused, self.tau_wpcl, reduction=self.reduction, **masks)
+        if "crtr" in self.terms:
+            crtr = objectives.crtr(z.text, z.image, e.text, e.image, self.tau_crtr, reduction=self.reduction)
+            loss = loss + self.crtr_weight * crtr
+        if self.items.apart:
+            self.statistics = objectives.penalty_statistics(
+                z.text, z.image, e.text, e.image, self.alpha, self.beta, self.tau_wpcl, self.tau_crtr,
+                centre=self.penalty_options["centre"], **masks,
+            )  # fmt: skip
+        return loss
+
+    def histories(self, interaction) -> list[list[int]]:
+        """The rows' histories as lists of item ids, oldest first, padding removed."""
+        lengths = interaction[self.ITEM_SEQ_LEN].tolist()
+        return [row[:length] for row, length in zip(interaction[self.ITEM_SEQ].tolist(), lengths, strict=True)]
+
+    def train(self, mode: bool = True) -> VLM2Rec:
+        if mode:
+            self.forget()
+        return super().train(mode)
+
+    def forget(self) -> None:
+        """Drops the vectors kept during an evaluation; called whenever the weights may change."""
+        self._item_vectors: Vectors | None = None
+        self._query_vectors: dict[tuple[int, ...], Vectors] = {}
+
+    @torch.no_grad()
+    def item_vectors(self) -> Vectors:
+        """Vectors of all items, [n_items, d], row 0 (padding) zero; computed once an evaluation."""
+        if self._item_vectors is None:
+            starts = tqdm(
+                range(1, self.n_items, ITEM_BATCH), desc="Embed items", unit=f"x{ITEM_BATCH}",
+                disable=not self.show_progress, leave=False,
+            )  # fmt: skip
+            parts = [
+                self.items.encode([[item] for item in range(start, min(start + ITEM_BATCH, self.n_items))]) for start in starts
+            ]
+            self._item_vectors = Vectors.of(lambda *vectors: F.pad(torch.cat(vectors), (0, 0, 1, 0)), *parts)
+        return self._item_vectors
+
+    @torch.no_grad()
+    def query_vectors(self, interaction) -> Vectors:
+        """Vectors of the rows' histories, [B, d]; each distinct history is encoded once an evaluation."""
+        keys = [tuple(history) for history in self.histories(interaction)]
+        new = list(dict.fromkeys(key for key in keys if key not in self._query_vectors))
+        if new:
+            encoded = self.items.encode(new)
+            self._query_vectors.update({key: encoded.rows(row) for row, key in enumerate(new)})
+        return Vectors.of(lambda *vectors: torch.stack(vectors), *(self._query_vectors[key] for key in keys))
+
+    def full_sort_predict(self, interaction, query: str = "fused") -> Tensor:
+        """Cosine of each row's history with every item, [B, n_items].
+
+        `query`: which of the row's vectors asks, `fused`, `text` or `image`, always against fused items (figure 1a).
+        """
+        queries = getattr(self.query_vectors(interaction), query)
+        return F.normalize(queries, dim=-1) @ F.normalize(self.item_vectors().fused, dim=-1).T
+
+    def predict(self, interaction) -> Tensor:
+        """Cosine of each row's history with the row's item, [B]."""
+        scores = self.full_sort_predict(interaction)
+        return scores.gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
+
+
+def _objective_terms(objective: str) -> tuple[str, ...]:
+    if objective == "none":
+        return ()
+    terms = tuple(objective.split("+"))
+    if unknown := [term for term in terms if term not in OBJECTIVE_TERMS]:
+        raise ValueError(f"objective {objective!r}: unknown term {unknown[0]!r}; use none, or a sum of {', '.join(OBJECTIVE_TERMS)}")
+    if {"wpcl", "sft"} <= set(terms):
+        raise ValueError(f"objective {objective!r}: wpcl with w = 1 is sft; give one of them")
+    return terms
+
+
+def _lora(config) -> Lora:
+    return Lora(config["lora_rank"], config["lora_alpha"], config["lora_dropout"], tuple(config["lora_targets"]))
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if name not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype is {name!r}: use auto, float32 or bfloat16")
+    return getattr(torch, name)

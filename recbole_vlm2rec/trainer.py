@@ -1,0 +1,182 @@
+"""Trains VLM2Rec: AdamW groups, accumulation, adapter-only checkpoints, resume, and what explains the training.
+
+Imports recbole (Trainer), vlm.checkpoint, evaluation and analysis. Every other model keeps RecBole's own trainer, wrapped by
+evaluation.ProtocolMixin.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from recbole.trainer import Trainer
+from safetensors.torch import load_file
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+from recbole_vlm2rec.evaluation import ProtocolMixin
+from recbole_vlm2rec.vlm.checkpoint import STATE, load_adapter, load_penalty, read_description, save_checkpoint
+
+
+class VLM2RecTrainer(ProtocolMixin, Trainer):
+    """RecBole's training loop around a VLM2Rec model.
+
+    The run folder holds `checkpoint/` (the best epoch) and `last/` (the latest one, with the optimizer's state): each a
+    standard PEFT adapter folder with our scalars and state beside it, never the backbone's weights.
+    """
+
+    def __init__(self, config, model):
+        super().__init__(config, model)
+        self.run_folder = Path(config["checkpoint_dir"])
+        self.saved_model_file = str(self.run_folder / "checkpoint")
+        self.accumulation_steps = config["accumulation_steps"]
+        self.schedule = None
+        self.history: list[dict] = []
+        self._loader_generator = None
+
+    def _build_optimizer(self, **kwargs):
+        """AdamW over LoRA weights and, apart, alpha and beta: their own rate and no decay (METHOD section 3)."""
+        penalty = [self.model.alpha, self.model.beta]
+        adapters = [p for p in self.model.items.parameters() if p.requires_grad]
+        groups = [
+            {"params": adapters, "lr": self.config["learning_rate"], "weight_decay": self.config["weight_decay"]},
+            {"params": penalty, "lr": self.config["penalty_learning_rate"], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups)
+
+    def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
+        """RecBole's fit; with objective `none` there is nothing to train and the checkpoint is the pretrained model."""
+        if not self.model.terms:
+            self.epochs = 0
+        updates = self.epochs * -(-len(train_data) // self.accumulation_steps)
+        warmup = max(1, round(self.config["warmup_ratio"] * updates))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        self._loader_generator = train_data.generator
+        if self.config["resume"]:
+            self.resume_checkpoint(self.config["resume"])
+
+        def after_epoch(epoch: int, score: float) -> None:
+            self._save(self.run_folder / "last", epoch, self._training_state())
+            if callback_fn:
+                callback_fn(epoch, score)
+
+        return super().fit(train_data, valid_data, verbose, saved, show_progress, after_epoch)
+
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        """One pass over the training rows; returns the mean loss of a batch."""
+        self.model.train()
+        started, rows, losses, statistics = time.perf_counter(), 0, [], []
+        batches = tqdm(train_data, desc=f"Train {epoch_idx}", unit="batch", disable=not show_progress, leave=False)
+        group: list[torch.Tensor] = []
+        for batch, interaction in enumerate(batches, start=1):
+            loss = self.model.calculate_loss(interaction.to(self.device))
+            self._check_nan(loss)
+            # The last group of an epoch may be smaller; it is averaged over its own size.
+            group_size = min(self.accumulation_steps, len(train_data) - (batch - 1) // self.accumulation_steps * self.accumulation_steps)
+            (loss / group_size).backward()
+            group.append(loss)
+            if len(group) == group_size:
+                self._update()
+                group = []
+            rows += len(interaction)
+            losses.append(loss.item())
+            statistics.append(self.model.statistics)
+            batches.set_postfix(loss=f"{losses[-1]:.4f}", users_s=f"{rows / (time.perf_counter() - started):.1f}")
+        self._record(epoch_idx, losses, statistics, rows / (time.perf_counter() - started))
+        return self.history[-1]["loss"]
+
+    def _update(self) -> None:
+        if self.clip_grad_norm:
+            clip_grad_norm_((p for group in self.optimizer.param_groups for p in group["params"]), **self.clip_grad_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            # A negative beta would make w negative for large gaps, and its logarithm NaN.
+            self.model.beta.clamp_(min=0)
+
+    def _record(self, epoch: int, losses: list[float], statistics: list[dict], rate: float) -> None:
+        """Means over the epoch's batches, for result.json and TensorBoard."""
+        entry = {"epoch": epoch, "loss": sum(losses) / len(losses), "users_per_second": rate}
+        entry |= {"alpha": self.model.alpha.item(), "beta": self.model.beta.item()}
+        for name in statistics[0]:
+            entry[name] = sum(float(step[name]) for step in statistics) / len(statistics)
+            self.tensorboard.add_scalar(f"Training/{name}", entry[name], epoch)
+        for name in ("alpha", "beta"):
+            self.tensorboard.add_scalar(f"Training/{name}", entry[name], epoch)
+        self.history.append(entry)
+
+    def _valid_epoch(self, valid_data, show_progress=False):
+        score, result = super()._valid_epoch(valid_data, show_progress)
+        self.history[-1]["valid"] = dict(result)
+        return score, result
+
+    def _save_checkpoint(self, epoch, verbose=True, **kwargs):
+        self._save(Path(self.saved_model_file), epoch)
+        if verbose:
+            self.logger.info(f"Saved the adapter of epoch {epoch}: {self.saved_model_file}")
+
+    def _save(self, folder: Path, epoch: int, state: dict[str, torch.Tensor] | None = None) -> None:
+        config, model = self.config, self.model
+        settings = ("backbone", "max_visual_tokens", "max_title_tokens", "fusion", "modalities")
+        description = {
+            "model": config["model"],
+            "dataset": config["dataset"],
+            "data_path": str(config["data_path"]),
+            "encoder": {name: config[name] for name in settings} | {"lora": asdict(model.lora) if model.lora else None},
+            "progress": {
+                "epoch": epoch,
+                "cur_step": self.cur_step,
+                "best_valid_score": self.best_valid_score if self.best_valid_result else None,
+                "best_valid_result": self.best_valid_result,
+                "history": self.history,
+                "updates": self.schedule.last_epoch,
+            },
+            "config": config.as_dict(),
+        }
+        save_checkpoint(folder, model.items.encoder, {"alpha": model.alpha, "beta": model.beta}, description, state)
+
+    def _training_state(self) -> dict[str, torch.Tensor]:
+        """The optimizer's moments and every generator that the next epoch draws from."""
+        state = {"rng.torch": torch.get_rng_state(), "rng.loader": self._loader_generator.get_state()}
+        if torch.cuda.is_available():
+            state["rng.cuda"] = torch.cuda.get_rng_state()
+        for parameter, values in self.optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{parameter}.{name}": value for name, value in values.items()}
+        return state
+
+    def _load_best(self, model_file=None) -> None:
+        self._load_weights(Path(model_file or self.saved_model_file))
+
+    def _load_weights(self, folder: Path) -> None:
+        load_adapter(folder, self.model.items.encoder)
+        penalty = load_penalty(folder)
+        with torch.no_grad():
+            self.model.alpha.copy_(penalty["alpha"])
+            self.model.beta.copy_(penalty["beta"])
+        self.model.forget()
+
+    def resume_checkpoint(self, resume_file):
+        """Goes on after the last finished epoch of the run folder `resume_file`, as if it had never been interrupted."""
+        folder = Path(resume_file) / "last"
+        progress = read_description(folder)["progress"]
+        state = load_file(folder / STATE)
+        self._load_weights(folder)
+        self.start_epoch, self.cur_step = progress["epoch"] + 1, progress["cur_step"]
+        self.best_valid_score, self.best_valid_result = progress["best_valid_score"], progress["best_valid_result"]
+        self.history = progress["history"]
+        self.train_loss_dict = {entry["epoch"]: entry["loss"] for entry in self.history}
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in state.items():
+            if name.startswith("optimizer."):
+                _, parameter, moment = name.split(".")
+                moments.setdefault(int(parameter), {})[moment] = value
+        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.schedule.last_epoch = progress["updates"] - 1
+        self.schedule.step()
+        torch.set_rng_state(state["rng.torch"])
+        self._loader_generator.set_state(state["rng.loader"])
+        if "rng.cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["rng.cuda"])

@@ -1,0 +1,139 @@
+"""VLMEncoder: sequences of titles and pictures in, one vector a sequence out (METHOD section 2, eq. 1).
+
+Imports torch, transformers and peft only. Batches are grouped by length, each distinct prompt runs once, and a
+picture's visual tokens are computed once as long as the vision tower is frozen. All of it is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from recbole_vlm2rec.vlm.backbone import Backbone, Lora, PictureFeatures, load_pretrained
+from recbole_vlm2rec.vlm.prompts import Picture, Prompt, image_prompt, interleaved_prompt, text_prompt
+
+PICTURE_BATCH = 64
+
+
+class VLMEncoder(nn.Module):
+    """Encodes sequences with one vision-language model; the last real token's last hidden state is the embedding.
+
+    Args:
+        backbone: the model behind its seam.
+        token_budget: padded tokens of one forward at most (a single longer prompt still runs, alone). Speed and memory
+            only: the vectors do not depend on it.
+        max_title_tokens: longer titles are cut after so many tokens; None leaves them whole.
+    """
+
+    def __init__(self, backbone: Backbone, token_budget: int = 8192, max_title_tokens: int | None = None):
+        super().__init__()
+        self.backbone = backbone
+        self.token_budget, self.max_title_tokens = token_budget, max_title_tokens
+        self.features: dict[Path, PictureFeatures] = {}
+        self._tokens = lru_cache(maxsize=1 << 16)(backbone.tokenize)
+        self._clip_title = lru_cache(maxsize=1 << 16)(self._clip)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_name: str,
+        *,
+        max_visual_tokens: int = 64,
+        lora: Lora | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        token_budget: int = 8192,
+        max_title_tokens: int | None = None,
+    ) -> VLMEncoder:
+        """Loads `tiny`, a local folder or a hub name. Raises BackboneError saying which name, why, and what to do."""
+        model, tokenizer, processor = load_pretrained(path_or_name, dtype)
+        backbone = Backbone(model.to(device), tokenizer, processor, max_visual_tokens, lora).to(device)
+        return cls(backbone, token_budget, max_title_tokens)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.backbone.hidden_size
+
+    def encode_text(self, sequences: Sequence[Sequence[str]]) -> Tensor:
+        """[B, d] from B sequences of titles, oldest first."""
+        return self.encode([text_prompt([self._clip_title(title) for title in titles]) for titles in sequences])
+
+    def encode_images(self, sequences: Sequence[Sequence[Path | Image.Image]]) -> Tensor:
+        """[B, d] from B sequences of pictures, oldest first."""
+        return self.encode([image_prompt(pictures) for pictures in sequences])
+
+    def encode_interleaved(self, sequences: Sequence[Sequence[tuple[str, Path | Image.Image]]]) -> Tensor:
+        """[B, d] from B sequences of (title, picture), oldest first: internal fusion."""
+        return self.encode(
+            [interleaved_prompt([(self._clip_title(title), image) for title, image in items]) for items in sequences]
+        )
+
+    def encode(self, prompts: Sequence[Prompt]) -> Tensor:
+        """[B, d]: hidden state of each prompt's last real token, in the model's dtype, in the order given."""
+        distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+        features = self._picture_features(distinct)
+        ids = [self._prompt_ids(prompt, features) for prompt in distinct]
+        vectors: list[Tensor] = [None] * len(ids)
+        keys = list(distinct)
+        for rows in _length_groups([len(tokens) for tokens in ids], self.token_budget):
+            pictures = [features[part] for row in rows for part in keys[row] if isinstance(part, Picture)]
+            for row, vector in zip(rows, self._last_token([ids[row] for row in rows], pictures), strict=True):
+                vectors[row] = vector
+        return torch.stack([vectors[distinct[prompt]] for prompt in prompts])
+
+    def _last_token(self, ids: list[list[int]], pictures: Sequence[PictureFeatures]) -> Tensor:
+        lengths = torch.tensor([len(tokens) for tokens in ids])
+        padded = torch.zeros(len(ids), int(lengths.max()), dtype=torch.long)
+        for row, tokens in enumerate(ids):
+            padded[row, : len(tokens)] = torch.tensor(tokens)
+        mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+        device = self.backbone.device
+        hidden = self.backbone.hidden_states(padded.to(device), mask.to(device), pictures)
+        return hidden[torch.arange(len(ids), device=device), lengths.to(device) - 1]
+
+    def _prompt_ids(self, prompt: Prompt, features: dict) -> list[int]:
+        ids: list[int] = []
+        for part in prompt:
+            ids += self.backbone.picture_ids(features[part]) if isinstance(part, Picture) else self._tokens(part)
+        return ids
+
+    def _picture_features(self, prompts: Iterable[Prompt]) -> dict[Picture, PictureFeatures]:
+        """Features of every picture in the prompts. Files are remembered, open images (which may change) are not."""
+        wanted = dict.fromkeys(part for prompt in prompts for part in prompt if isinstance(part, Picture))
+        found = {picture: self.features[picture.key] for picture in wanted if picture.key in self.features}
+        new = [picture for picture in wanted if picture not in found]
+        for start in range(0, len(new), PICTURE_BATCH):
+            batch = new[start : start + PICTURE_BATCH]
+            for picture, features in zip(batch, self.backbone.embed_pictures([p.source for p in batch]), strict=True):
+                found[picture] = features
+                if isinstance(picture.source, Path):
+                    self.features[picture.key] = features
+        return found
+
+    def _clip(self, title: str) -> str:
+        if self.max_title_tokens is None:
+            return title
+        encoded = self.backbone.tokenizer(
+            title, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        )
+        if len(encoded["input_ids"]) <= self.max_title_tokens:
+            return title
+        return title[: encoded["offset_mapping"][self.max_title_tokens - 1][1]]
+
+
+def _length_groups(lengths: Sequence[int], token_budget: int, waste: float = 0.25) -> Iterator[list[int]]:
+    """Rows in groups of similar length: at most `token_budget` padded tokens, and none shorter than (1 - waste) of the longest."""
+    group: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        longest = lengths[group[0]] if group else 0
+        if group and ((len(group) + 1) * longest > token_budget or lengths[row] < (1 - waste) * longest):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
