@@ -132,8 +132,8 @@ def check_dataset(data_path: str | Path, name: str) -> None:
     if (root / name / f"{name}.inter").is_file() and Path(name).name == name:
         return
     there = sorted(folder.name for folder in root.glob("*") if (folder / f"{folder.name}.inter").is_file())
-    message = f"there is no data set {name!r} in {root}{did_you_mean(name, [*there, *PREPARED])}: {root / name / name}.inter is missing."
-    message += f"\nData sets there: {', '.join(there) or 'none'}."
+    message = f"there is no data set {name!r}: {root / name / name}.inter is missing{did_you_mean(name, [*there, *PREPARED])}"
+    message += f"\nData sets in {root}: {', '.join(there) or 'none'}."
     if name in PREPARED:
         message += f"\nTo make it: {PREPARED[name]}"
     else:

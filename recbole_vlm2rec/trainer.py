@@ -34,6 +34,7 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
         self.accumulation_steps = config["accumulation_steps"]
         self.schedule = None
         self.history: list[dict] = []
+        self.report: dict[str, dict] = {}
         self._loader_generator = None
 
     def _build_optimizer(self, **kwargs):
@@ -112,6 +113,35 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
         score, result = super()._valid_epoch(valid_data, show_progress)
         self.history[-1]["valid"] = dict(result)
         return score, result
+
+    @torch.no_grad()
+    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
+        """The protocol's evaluation; the test also asks with the text and with the image side alone, and measures geometry."""
+        result = super().evaluate(eval_data, load_best_model, model_file, show_progress)
+        if eval_data._dataset.phase == "test" and self.model.items.apart:
+            self._examine(eval_data, result)
+        return result
+
+    def _examine(self, eval_data, fused: dict[str, float]) -> None:
+        """Modality dropout (figure 1a) and geometry (table 1), from the vectors that the test has computed already."""
+        ranks = self.ranks["test"]
+        self.report["modality_dropout"] = {"f2f": dict(fused)}
+        for name, self.model.asking in (("t2f", "text"), ("v2f", "image")):
+            self.report["modality_dropout"][name] = dict(super().evaluate(eval_data, load_best_model=False))
+            self.ranks[f"test_{name}"] = self.ranks["test"]
+        self.model.asking = "fused"
+        self.ranks["test"], self.results["test"] = ranks, dict(fused)
+
+        users, targets, negatives = sample_pairs(eval_data._dataset)
+        queries = self.model.query_vectors(questions(eval_data._dataset, eval_data.transform, users))
+        items = self.model.item_vectors()
+        self.report["geometry"] = {
+            kind: geometry(getattr(queries, kind), getattr(items, kind), targets, negatives) for kind in ("fused", "text", "image")
+        }
+
+    def diagnostics(self) -> dict:
+        """Means of every epoch (`training`), modality dropout and geometry on the test users."""
+        return {"training": self.history, **self.report}
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         self._save(Path(self.saved_model_file), epoch)

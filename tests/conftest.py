@@ -19,6 +19,12 @@ def write_atomic(folder: Path, name: str, rows, items=None) -> Path:
     return folder
 
 
+@pytest.fixture
+def atomic():
+    """`write_atomic`, for tests that bring rows of their own."""
+    return write_atomic
+
+
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory) -> Path:
     """A data_path with the data set `toy`: users of 1, 2, 3 and 4 interactions among 40, 60 items and tied timestamps, and one

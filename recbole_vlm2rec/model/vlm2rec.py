@@ -67,6 +67,8 @@ class VLM2Rec(SequentialRecommender):
         # In bf16 these two would never move: they stay in fp32 whatever the backbone's type (METHOD section 3).
         self.alpha = nn.Parameter(torch.tensor(float(config["alpha_init"])), requires_grad="wpcl" in self.terms)
         self.beta = nn.Parameter(torch.tensor(float(config["beta_init"])), requires_grad="wpcl" in self.terms)
+        # fused, or for the modality dropout test (figure 1a) text or image; items are always fused.
+        self.asking = "fused"
         self.statistics: dict[str, Tensor] = {}
         self.forget()
 
@@ -135,12 +137,9 @@ class VLM2Rec(SequentialRecommender):
             self._query_vectors.update({key: encoded.rows(row) for row, key in enumerate(new)})
         return Vectors.of(lambda *vectors: torch.stack(vectors), *(self._query_vectors[key] for key in keys))
 
-    def full_sort_predict(self, interaction, query: str = "fused") -> Tensor:
-        """Cosine of each row's history with every item, [B, n_items].
-
-        `query`: which of the row's vectors asks, `fused`, `text` or `image`, always against fused items (figure 1a).
-        """
-        queries = getattr(self.query_vectors(interaction), query)
+    def full_sort_predict(self, interaction) -> Tensor:
+        """Cosine of each row's history with every item, [B, n_items]; `asking` says which vector of the history asks."""
+        queries = getattr(self.query_vectors(interaction), self.asking)
         return F.normalize(queries, dim=-1) @ F.normalize(self.item_vectors().fused, dim=-1).T
 
     def predict(self, interaction) -> Tensor:

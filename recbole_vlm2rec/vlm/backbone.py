@@ -6,6 +6,7 @@ Imports torch, transformers and peft only. What differs between model families b
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import logging as hf_logging
 
 SHIPPED = {"tiny": Path(__file__).parent / "tiny"}
 
@@ -54,6 +55,8 @@ def load_pretrained(path_or_name: str, dtype: torch.dtype) -> tuple[nn.Module, o
     Raises BackboneError when anything is missing, or when weights and architecture do not fit each other.
     """
     source = resolve_backbone(path_or_name)
+    if path_or_name in SHIPPED:
+        hf_logging.disable_progress_bar()  # a bar for 1.3 million parameters is noise
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         processor = AutoImageProcessor.from_pretrained(source)
@@ -65,6 +68,8 @@ def load_pretrained(path_or_name: str, dtype: torch.dtype) -> tuple[nn.Module, o
             f"fetches it beforehand), a folder holding config.json, *.safetensors, tokenizer and preprocessor files, "
             f"or one of the shipped backbones: {', '.join(SHIPPED)}."
         ) from error
+    finally:
+        hf_logging.enable_progress_bar()
     # A causal checkpoint carries its language-model head, which a headless model has no use for.
     unexpected = sorted(key for key in report["unexpected_keys"] if not key.startswith("lm_head"))
     missing = sorted(report["missing_keys"])
@@ -108,7 +113,10 @@ class Backbone(nn.Module):
         pattern = rf"{re.escape(self.decoder_name)}\..*\.({names})" if self.decoder_name else rf".*\.({names})"
         settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=pattern)
         try:
-            peft = get_peft_model(self.model, settings)
+            with warnings.catch_warnings():
+                # peft 0.21 asks transformers for a flag under its old name; nothing a user could change.
+                warnings.simplefilter("ignore", FutureWarning)
+                peft = get_peft_model(self.model, settings)
         except ValueError as error:
             raise BackboneError(
                 f"no layer of the language model ({self.decoder_name!r}) has one of the LoRA target names {', '.join(lora.targets)}"
@@ -118,7 +126,10 @@ class Backbone(nn.Module):
 
     def checkpoint_activations(self) -> None:
         """Recomputes the language model's activations in the backward pass; the frozen tower needs no backward at all."""
-        self.model.get_decoder().gradient_checkpointing_enable({"use_reentrant": False})
+        with warnings.catch_warnings():
+            # transformers 5.23 renamed the method; the new name is missing in the older versions that are supported.
+            warnings.simplefilter("ignore", FutureWarning)
+            self.model.get_decoder().gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
     def hidden_size(self) -> int:
@@ -156,19 +167,21 @@ class Backbone(nn.Module):
 
         `pictures`: features of all pictures of the batch in reading order. Gradients reach the LoRA weights only.
         """
-        vision = {}
+        embeddings = self.model.get_input_embeddings()(ids)
         if pictures:
-            features = tuple(picture.tokens.to(self.device) for picture in pictures)
-            vision = {
-                "image_grid_thw": torch.stack([picture.grid for picture in pictures]).to(self.device),
-                "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)},
-                # Without the token types Qwen2.5-VL silently falls back to one-dimensional positions.
-                "mm_token_type_ids": (ids == self.image_token).int(),
-            }
+            tokens = torch.cat([picture.tokens.to(self.device, embeddings.dtype) for picture in pictures])
+            embeddings = embeddings.masked_scatter((ids == self.image_token).unsqueeze(-1), tokens)
+            grids = torch.stack([picture.grid for picture in pictures]).to(self.device)
+            # Given explicitly: without token types Qwen2.5-VL silently falls back to one-dimensional positions.
+            kinds = (ids == self.image_token).int()
+            positions = self.model.get_rope_index(ids, kinds, image_grid_thw=grids, attention_mask=mask)[0]
+        else:
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
         # Under autocast the adapters' float32 weights do not pull a bfloat16 model's activations up to float32.
         half = self.model.dtype == torch.bfloat16
         with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=half):
-            return self.model(input_ids=ids, attention_mask=mask, use_cache=False, **vision).last_hidden_state
+            outputs = self.model(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False)
+        return outputs.last_hidden_state
 
 
 def assert_language_only(model: nn.Module, decoder_name: str) -> None:

@@ -126,20 +126,24 @@ def draw_product(rng: np.random.Generator, tastes: dict[str, str] | None = None)
 
 
 class Progress:
-    """Prints the loss, the rate and the time left of one training step of the recipe, about every five seconds."""
+    """Prints the mean loss since the last line, the rate and the time left of one training step of the recipe, about every five seconds."""
 
     def __init__(self, name: str, steps: int):
         self.name, self.steps = name, steps
         self.start = self.printed = time.monotonic()
+        self.losses: list[float] = []
 
-    def __call__(self, step: int, loss: Tensor) -> None:
+    def __call__(self, step: int, loss: Tensor | None = None) -> None:
         now = time.monotonic()
+        if loss is not None:
+            self.losses.append(loss.item())
         if now - self.printed < 5 and step < self.steps:
             return
         rate = step / (now - self.start)
-        left = (self.steps - step) / rate
-        print(f"{self.name}: step {step}/{self.steps}, loss {loss.item():.4f}, {rate:.1f} steps/s, {left:.0f} s left", flush=True)
+        mean = f", loss {sum(self.losses) / len(self.losses):.4f}" if self.losses else ""
+        print(f"{self.name}: {step}/{self.steps}{mean}, {rate:.1f}/s, {(self.steps - step) / rate:.0f} s left", flush=True)
         self.printed = now
+        self.losses.clear()
 
 
 def optimise(name: str, parameters: Sequence[nn.Parameter], losses: Iterator[Tensor], steps: int, rate: float) -> None:
@@ -180,7 +184,7 @@ class Pictures:
             self.products.append(drawn)
             batch = processor(images=[render(drawn, PICTURE_SIZE, rng)], return_tensors="pt")
             patches.append(batch["pixel_values"])
-            progress(len(self.products), torch.zeros(()))
+            progress(len(self.products))
         self.pixels = torch.stack(patches)
 
     def row_of(self, wanted: Product, rng: np.random.Generator) -> int:

@@ -1,0 +1,1 @@
+"""Throughput and memory, measured rather than tested. Imports torch, vlm, objectives, measure and data.catalog; no recbole."""
