@@ -13,7 +13,10 @@ import yaml
 
 # Names and paths: `--dataset=010` is not the number 8, and `--gpu_id=` (empty) forces the CPU.
 TEXT_KEYS = frozenset(
-    {"model", "dataset", "config_files", "data_path", "checkpoint_dir", "result_file", "gpu_id", "item_embeddings", "backbone", "resume"}
+    {
+        *("model", "dataset", "config_files", "data_path", "checkpoint_dir", "result_file", "gpu_id"),
+        *("item_embeddings", "backbone", "resume"),
+    }
 )
 
 
@@ -53,7 +56,8 @@ def parse_overrides(argv: Sequence[str]) -> dict[str, Any]:
         try:
             overrides[name] = text if name in TEXT_KEYS else parse_value(text)
         except yaml.YAMLError as error:
-            raise ValueError(f"--{name}={text}: the value is not YAML ({error.__class__.__name__}); quote it or fix it") from error
+            reason = f"the value is not YAML ({error.__class__.__name__}); quote it or fix it"
+            raise ValueError(f"--{name}={text}: {reason}") from error
     return overrides
 
 

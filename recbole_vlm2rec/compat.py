@@ -28,11 +28,12 @@ def apply() -> None:
 
 
 def _refuse_pandas_3() -> None:
-    """pandas 3 copies on write: RecBole's `feat[field].fillna(..., inplace=True)` does nothing and ids of missing cells go wrong."""
+    """pandas 3 copies on write: RecBole's `feat[field].fillna(..., inplace=True)` does nothing, missing cells get wrong ids."""
     import pandas
 
     if int(pandas.__version__.split(".")[0]) >= 3:
-        raise RuntimeError(f"pandas {pandas.__version__} makes RecBole 1.2.1 silently wrong (fillna in place); pip install 'pandas<3'")
+        reason = "makes RecBole 1.2.1 silently wrong (fillna in place); pip install 'pandas<3'"
+        raise RuntimeError(f"pandas {pandas.__version__} {reason}")
 
 
 def _numpy_aliases() -> None:
@@ -69,7 +70,7 @@ def _quiet_deprecations() -> None:
 
 
 def _tensorboard_beside_the_log() -> None:
-    """RecBole writes ./log_tensorboard in the working folder whatever checkpoint_dir says; a run's events belong in its folder."""
+    """RecBole writes ./log_tensorboard in the working folder whatever checkpoint_dir says; a run's events belong to the run."""
     from recbole.trainer import trainer
     from torch.utils.tensorboard import SummaryWriter
 
@@ -85,7 +86,7 @@ def _tensorboard_beside_the_log() -> None:
 
 
 def _no_reload_of_loaders() -> None:
-    """RecBole unpickles <checkpoint_dir>/<dataset>-for-<model>-dataloader.pth whenever there is one, of whatever data it once was."""
+    """RecBole unpickles <checkpoint_dir>/<dataset>-for-<model>-dataloader.pth whenever there is one, of whatever data it was."""
     from recbole.data import utils
 
     utils.load_split_dataloaders = lambda config: None

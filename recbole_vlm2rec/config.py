@@ -1,8 +1,8 @@
 """RecBole's Config with two hooks (finds our models, layers our props) and strict keys.
 
-May import recbole.config, arguments, metrics and registry. Order, later wins: RecBole's defaults, props/overall.yaml, props/model/<Class>.yaml
-along the model's base classes, props/dataset/<name>.yaml, props/backbone/<name>.yaml, config files, config_dict (which
-carries the command line).
+May import recbole.config, arguments, metrics and registry. Order, later wins: RecBole's defaults, props/overall.yaml,
+props/model/<Class>.yaml along the model's base classes, props/dataset/<name>.yaml, props/backbone/<name>.yaml, config
+files, config_dict (which carries the command line).
 """
 
 from __future__ import annotations
@@ -185,13 +185,13 @@ def _check_protocol(settings: dict[str, Any]) -> None:
     if negatives != "full" and (isinstance(negatives, bool) or not isinstance(negatives, int) or negatives < 1):
         raise ValueError(f"eval_negatives is {negatives!r}; give a number of negatives (100) or full")
     if settings["train_examples"] not in ("last", "all"):
-        raise ValueError(f"train_examples is {settings['train_examples']!r}; give last (one example a user) or all (every prefix)")
+        raise ValueError(f"train_examples is {settings['train_examples']!r}; give last (one example a user) or all (prefixes)")
     expected = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}
     for key, value in expected.items():
         if settings["eval_args"].get(key) != value:
             raise ValueError(
-                f"eval_args.{key} is {settings['eval_args'].get(key)!r}; the protocol is leave-one-out in time order ({key}: {value}), "
-                f"the same for every model. The number of negatives is set by eval_negatives"
+                f"eval_args.{key} is {settings['eval_args'].get(key)!r}; the protocol is leave-one-out in time order "
+                f"({key}: {value}), the same for every model. The number of negatives is set by eval_negatives"
             )
     if settings["benchmark_filename"] is not None:
         raise ValueError("benchmark_filename brings splits of its own; the protocol is leave-one-out on <name>.inter")

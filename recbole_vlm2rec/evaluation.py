@@ -23,7 +23,8 @@ from recbole_vlm2rec.data.candidates import FullRanking  # noqa: E402
 from recbole_vlm2rec.measure import Meter  # noqa: E402
 from recbole_vlm2rec.metrics import full_ranks, hit, mrr, ndcg, positive_ranks, precision, summary  # noqa: E402
 
-__all__ = ["ProtocolError", "ProtocolMixin", "full_ranks", "hit", "mrr", "ndcg", "positive_ranks", "precision", "summary", "trainer_class"]
+__all__ = ["ProtocolError", "ProtocolMixin", "check_targets", "trainer_class"]
+__all__ += ["full_ranks", "hit", "mrr", "ndcg", "positive_ranks", "precision", "summary"]
 
 # Models that score pair by pair get at most so many pairs at once.
 PAIRS = 2**17
@@ -91,7 +92,8 @@ class ProtocolMixin:
         candidates = dataset.candidates[dataset.phase]
         check_targets(dataset, self.config["model"])
         rows = np.argsort(dataset.inter_feat[dataset.uid_field].numpy())
-        progress = tqdm(total=len(rows), desc=set_color(f"Evaluate {dataset.phase}", "pink"), unit="user", disable=not show_progress, leave=False)
+        title = set_color(f"Evaluate {dataset.phase}", "pink")
+        progress = tqdm(total=len(rows), desc=title, unit="user", disable=not show_progress, leave=False)
         ranks = np.empty(len(rows), dtype=np.int64)
         with progress:
             for batch in np.array_split(np.arange(len(rows)), np.arange(self.test_batch_size, len(rows), self.test_batch_size)):
@@ -106,7 +108,7 @@ class ProtocolMixin:
     def _batch_ranks(self, dataset, transform, candidates, rows: np.ndarray, batch: np.ndarray) -> np.ndarray:
         """Ranks of the users candidates.users[batch], whose rows in the data set are `rows`."""
         interaction = _questions(dataset, transform, rows)
-        full = isinstance(candidates, FullRanking)
+        full, model = isinstance(candidates, FullRanking), self.config["model"]
         try:
             scores = self.model.full_sort_predict(interaction.to(self.device))
         except NotImplementedError:
@@ -116,8 +118,11 @@ class ProtocolMixin:
             # General models return one flat vector for all users.
             scores = scores.reshape(len(batch), -1)
             if scores.shape[1] != dataset.item_num:
-                raise ProtocolError(f"{self.config['model']}.full_sort_predict scores {scores.shape[1]} items, not {dataset.item_num}")
-            chosen = scores if full else scores.gather(1, torch.as_tensor(candidates.items[batch], dtype=torch.int64, device=scores.device))
+                raise ProtocolError(f"{model}.full_sort_predict scores {scores.shape[1]} items, not {dataset.item_num}")
+            if full:
+                chosen = scores
+            else:
+                chosen = scores.gather(1, torch.as_tensor(candidates.items[batch], dtype=torch.int64, device=scores.device))
         # NumPy has no bfloat16.
         values = (chosen.float() if chosen.dtype in (torch.float16, torch.bfloat16) else chosen).cpu().numpy()
         try:
@@ -126,7 +131,7 @@ class ProtocolMixin:
             excluded = _never_candidates(dataset, candidates.user_ids[batch])
             return full_ranks(values, candidates.targets[batch], excluded, candidates.tie[batch])
         except ValueError as error:
-            raise ValueError(f"{self.config['model']}, {dataset.phase}, from user {candidates.users[batch[0]]} on: {error}") from error
+            raise ValueError(f"{model}, {dataset.phase}, from user {candidates.users[batch[0]]} on: {error}") from error
 
     def _predict(self, dataset, interaction: Interaction, items: np.ndarray) -> torch.Tensor:
         """Scores [B, C] of `items` [B, C] by a model that only scores pairs."""
@@ -190,8 +195,8 @@ def check_targets(dataset, model: str) -> None:
     ranked = dataset.candidates[dataset.phase]
     if not same or not (ranked.user_ids == expected).all() or not (ranked.targets == targets).all():
         raise ProtocolError(
-            f"the {dataset.phase} rows of {model} are not the last items of the interactions in time order: its numbers could not be "
-            f"compared with other models'"
+            f"the {dataset.phase} rows of {model} are not the last items of the interactions in time order: its numbers could "
+            f"not be compared with other models'"
         )
 
 

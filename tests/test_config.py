@@ -109,14 +109,14 @@ def test_bad_config_files(tmp_path, content, message):
 
 
 def test_unknown_model_lists_the_known():
-    with pytest.raises(ValueError, match=r"(?s)no model 'sasrec'; did you mean 'SASRec'\?.*Models of RecBole: ADMMSLIM,.*SASRecF"):
+    with pytest.raises(ValueError, match=r"(?s)no model 'sasrec'; did you mean 'SASRec'\?.*of RecBole: ADMMSLIM,.*SASRecF"):
         Config("sasrec", "toy")
     with pytest.raises(ValueError, match="no model '../x'"):
         Config("../x", "toy")
 
 
 def test_unknown_data_set_lists_the_known_and_how_to_get_the_papers(toy_folder):
-    with pytest.raises(FileNotFoundError, match=r"(?s)no data set 'tpy': .*tpy.inter is missing; did you mean 'toy'\?.*Data sets in .*: toy\."):
+    with pytest.raises(FileNotFoundError, match=r"(?s)tpy.inter is missing; did you mean 'toy'\?.*Data sets in .*: toy\."):
         check_dataset(toy_folder, "tpy")
     with pytest.raises(FileNotFoundError, match="recbole-vlm2rec prepare amazon --category=Beauty"):
         check_dataset(toy_folder, "Beauty")

@@ -130,7 +130,8 @@ def test_nan_scores_raise_and_name_model_phase_and_user(toy):
     _, loaders, trainer = setting(toy)
     candidates = loaders["test"]._dataset.candidates["test"]
     trainer.model.scores[candidates.user_ids[9]] = np.nan
-    with pytest.raises(ValueError, match=f"SASRec, test, from user {candidates.users[7]} on: 1 of 7 rows hold NaN scores, the first is row 2"):
+    message = f"SASRec, test, from user {candidates.users[7]} on: 1 of 7 rows hold NaN scores, the first is row 2"
+    with pytest.raises(ValueError, match=message):
         trainer.evaluate(loaders["test"], load_best_model=False)
 
 

@@ -17,7 +17,8 @@ MODELS = ["Pop", "ItemKNN", "BPR", "LightGCN", "NGCF", "GRU4Rec", "BERT4Rec", "S
 
 @pytest.fixture(scope="module")
 def sasrec(toy, tmp_path_factory):
-    return run("SASRec", "toy", config_dict={**toy, "epochs": 2, "result_file": str(tmp_path_factory.mktemp("copy") / "deep" / "r.json")})
+    copy = tmp_path_factory.mktemp("copy") / "deep" / "result.json"
+    return run("SASRec", "toy", config_dict={**toy, "epochs": 2, "result_file": str(copy)})
 
 
 @pytest.mark.parametrize("model", MODELS)

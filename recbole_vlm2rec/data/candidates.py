@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 PHASES = ("valid", "test")
+_FIELDS = ("users", "user_ids", "items", "position")
 # A row of RecBole's sequential models needs one item of history, and a user keeps one row to train on: two items give a
 # training row, three also a test row, four also a validation row. General models follow, so that all are asked the same.
 SHORTEST = {"valid": 4, "test": 3}
@@ -50,7 +51,8 @@ class Histories:
         order = np.argsort(user_ids, kind="stable")
         counts = np.bincount(user_ids, minlength=len(user_tokens))
         start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return cls(np.asarray(user_tokens, dtype=str), np.asarray(item_tokens, dtype=str), start, item_ids[order].astype(np.int64))
+        tokens = (np.asarray(names, dtype=str) for names in (user_tokens, item_tokens))
+        return cls(*tokens, start, item_ids[order].astype(np.int64))
 
     def of(self, user: int) -> np.ndarray:
         """All items of a user, oldest first."""
@@ -70,7 +72,7 @@ class Histories:
 
 @dataclass(frozen=True)
 class Candidates:
-    """One list a user. users: tokens [U]; user_ids: [U] ascending; items: item ids [U, 1 + N]; position: [U] column of the positive."""
+    """One list a user. users: tokens [U]; user_ids: [U] ascending; items: ids [U, 1 + N]; position: [U] the positive's column."""
 
     users: np.ndarray
     user_ids: np.ndarray
@@ -175,14 +177,13 @@ def _require_writable(folder: Path) -> None:
 def write(file: Path, drawn: dict[str, Candidates], histories: Histories, count: int, seed: int) -> str:
     """Writes the file beside itself and renames it, so that a reader never sees half of it; returns its content's hash."""
     digest = _content_hash(drawn, histories, count, seed)
-    arrays = {f"{phase}_{field}": getattr(drawn[phase], field) for phase in PHASES for field in ("users", "user_ids", "items", "position")}
+    arrays = {f"{phase}_{field}": getattr(drawn[phase], field) for phase in PHASES for field in _FIELDS}
+    arrays |= {"item_tokens": histories.item_tokens, "dataset_sha256": histories.sha256, "sha256": digest}
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
-            np.savez_compressed(
-                stream, item_tokens=histories.item_tokens, count=count, seed=seed, dataset_sha256=histories.sha256, sha256=digest, **arrays
-            )
+            np.savez_compressed(stream, count=count, seed=seed, **arrays)
         os.chmod(temporary, 0o644)
         os.replace(temporary, file)
     except BaseException:
@@ -195,16 +196,13 @@ def read(file: Path, histories: Histories, count: int, seed: int) -> tuple[dict[
     """Reads and verifies a file: whole, unchanged since it was written, and of these histories. Returns candidates and hash."""
     try:
         with np.load(file, allow_pickle=False) as stored:
-            drawn = {
-                phase: Candidates(*(stored[f"{phase}_{field}"] for field in ("users", "user_ids", "items", "position")))
-                for phase in PHASES
-            }
+            drawn = {phase: Candidates(*(stored[f"{phase}_{field}"] for field in _FIELDS)) for phase in PHASES}
             claimed = str(stored["sha256"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise CandidateError(f"{file} is damaged ({error}); delete it and the same candidates are drawn anew") from error
     digest = _content_hash(drawn, histories, count, seed)
     if digest != claimed:
-        raise CandidateError(f"{file} was changed, or is of other data, seed or count; delete it and the candidates are drawn anew")
+        raise CandidateError(f"{file} was changed, or is of other data, seed or count; delete it and they are drawn anew")
     return drawn, digest
 
 

@@ -26,7 +26,7 @@ from recbole_vlm2rec.data.candidates import PHASES, Candidates, FullRanking, His
 class ProtocolDataset(Dataset):
     """Mixed into each of RecBole's data set classes.
 
-    `histories`: every user's interactions. `candidates`: by phase. `candidate_file`: {"file", "sha256"} or None for a full ranking.
+    `histories`: every user's interactions. `candidates`: by phase. `candidate_file`: {"file", "sha256"}, None for a full ranking.
     `phase`: train, valid or test on the three data sets that `build` returns.
     """
 
@@ -40,8 +40,8 @@ class ProtocolDataset(Dataset):
             missing = np.flatnonzero(self.inter_feat[field].isnull())
             if len(missing):
                 raise ValueError(
-                    f"{self._inter_file()}, line {missing[0] + 2}: no {field} ({len(missing)} such lines). An empty cell, or a word that "
-                    f"pandas takes for one (NA, null, None, nan …): rename it or remove the line"
+                    f"{self._inter_file()}, line {missing[0] + 2}: no {field} ({len(missing)} such lines). An empty cell, "
+                    f"or a word that pandas takes for one (NA, null, None, nan …): rename it or remove the line"
                 )
 
     def _remove_duplication(self) -> None:
@@ -154,7 +154,7 @@ def create_dataset(config) -> ProtocolDataset:
 
 
 def attach_candidates(dataset: ProtocolDataset, config) -> None:
-    """Sets `dataset.candidates` and `dataset.candidate_file`; the file lies beside the data, or in checkpoint_dir if it cannot."""
+    """Sets `candidates` and `candidate_file` of the data set; the file lies beside the data, else in checkpoint_dir."""
     for phase in PHASES:
         if not len(dataset.histories.targets(phase)[0]):
             raise ValueError(f"no user of {dataset.dataset_name} has the 4 interactions that training, validation and test need")
@@ -164,7 +164,8 @@ def attach_candidates(dataset: ProtocolDataset, config) -> None:
         dataset.candidate_file = None
         return
     folders = [Path(config["data_path"]) / "candidates", Path(config["checkpoint_dir"]) / "candidates"]
-    dataset.candidates, file, digest = load_or_draw(dataset.histories, dataset.dataset_name, config["eval_negatives"], seed, folders)
+    name, count = dataset.dataset_name, config["eval_negatives"]
+    dataset.candidates, file, digest = load_or_draw(dataset.histories, name, count, seed, folders)
     dataset.candidate_file = {"file": str(file), "sha256": digest}
     if file.parent == folders[1]:
         getLogger().info(f"{folders[0]} cannot be written; the candidates lie in {file.parent}")

@@ -59,10 +59,10 @@ class Recipe:
     copies: int = 5
     vision_steps: int = 500
     vision_batch: int = 64
-    word_steps: int = 300
+    word_steps: int = 240
     word_batch: int = 64
-    list_steps: int = 300
-    list_batch: int = 32
+    list_steps: int = 700
+    list_batch: int = 20
 
     def scaled(self, effort: float) -> Recipe:
         """The same recipe with `effort` (0 < effort <= 1) of the steps and pictures, at least one of each."""
@@ -215,12 +215,6 @@ def train_sight(model: Qwen2_5_VLForConditionalGeneration, pictures: Pictures, r
 
     optimise("sight", [*model.model.visual.parameters(), *heads.parameters()], losses(), recipe.vision_steps, 2e-3)
     model.model.visual.requires_grad_(False)
-    # The heads leave the visual tokens hundreds of times larger than the words; the residual stream needs them alike.
-    with torch.no_grad():
-        project = model.model.visual.merger.mlp[-1]
-        ratio = model.get_input_embeddings().weight.std() / see(model, pictures.pixels[::64]).std()
-        project.weight.mul_(ratio)
-        project.bias.mul_(ratio)
 
 
 class Lists:
@@ -247,17 +241,13 @@ class Lists:
         return ids, rows, ends
 
     def text(self, products: list[Product]) -> tuple[list[int], list[int], list[tuple[int, list[int]]]]:
-        """Titles; one in eight is made of common words instead and answers with its own tokens."""
-        titles, targets = [], []
-        for drawn in products:
-            if self.rng.random() < 0.125:
-                words = [COMMON_WORDS[i] for i in self.rng.integers(len(COMMON_WORDS), size=self.rng.integers(1, 5))]
-                words = [word.capitalize() for word in words] if self.rng.random() < 0.5 else words
-                titles.append(" ".join(words))
-                targets.append(list(self.encode(" " + titles[-1])))
-            else:
-                titles.append(title(drawn))
-                targets.append(self._targets(drawn, TITLE_ATTRIBUTES))
+        """Titles of the products; one list in eight holds titles of common words, which answer with their own tokens."""
+        if self.rng.random() < 0.125:
+            titles = [self._common_title() for _ in products]
+            targets = [list(self.encode(" " + common)) for common in titles]
+        else:
+            titles = [title(drawn) for drawn in products]
+            targets = [self._targets(drawn, TITLE_ATTRIBUTES) for drawn in products]
         encoded = self.tokenizer(text_prompt(titles)[0], add_special_tokens=False, return_offsets_mapping=True)
         token_ends = [end for _, end in encoded["offset_mapping"]]
         title_ends = [len(text_prompt(titles[: count + 1])[0]) for count in range(len(titles))]
@@ -284,6 +274,10 @@ class Lists:
             else:
                 ids += self.encode(part)
         return ids, rows, ends
+
+    def _common_title(self) -> str:
+        words = [COMMON_WORDS[place] for place in self.rng.integers(len(COMMON_WORDS), size=self.rng.integers(1, 5))]
+        return " ".join(word.capitalize() for word in words) if self.rng.random() < 0.5 else " ".join(words)
 
     def _products(self, entries: int) -> list[Product]:
         tastes = {name: words[self.rng.integers(len(words))] for name, words in ATTRIBUTES.items() if self.rng.random() < 0.5}
@@ -419,8 +413,8 @@ def pretrain(folder: Path, seed: int = 2026, effort: float = 1.0) -> None:
     with torch.no_grad():
         visual_tokens = torch.cat([see(model, pixels) for pixels in pictures.pixels.split(256)])
     lists = Lists(tokenizer, model.config, pictures, rng)
-    train_words("one word", model, lists, visual_tokens, recipe.word_steps, recipe.word_batch, 3, 3e-3)
-    train_words("lists", model, lists, visual_tokens, recipe.list_steps, recipe.list_batch, MAX_ENTRIES, 2e-3)
+    train_words("one word", model, lists, visual_tokens, recipe.word_steps, recipe.word_batch, 1, 3e-3)
+    train_words("lists", model, lists, visual_tokens, recipe.list_steps, recipe.list_batch, MAX_ENTRIES, 3e-3)
     save(folder, model, tokenizer, processor, seed)
 
 

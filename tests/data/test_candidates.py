@@ -25,7 +25,7 @@ def shop(users=30, items=200, length=6) -> Histories:
 
 
 def test_histories_by_hand():
-    """Time order, file order among ties, ids by first appearance in that order: a x(1), a y(3), a z(3), b z(4), b x(5), b w(5), a w(9)."""
+    """Time order, file order among ties: ax1 ay3 az3 bz4 bx5 bw5 aw9; ids by first appearance in that order."""
     histories = Histories.from_rows(*zip(*ROWS))
     assert histories.user_tokens.tolist() == ["[PAD]", "a", "b"]
     assert histories.item_tokens.tolist() == ["[PAD]", "x", "y", "z", "w"]
@@ -87,7 +87,8 @@ def test_a_seed_gives_the_same_lists_and_another_seed_or_phase_others():
 
 
 def test_too_few_items_names_the_user_and_what_to_do():
-    with pytest.raises(CandidateError, match=r"user u0 .*\(14 untouched items, 15 asked for of 20 items in all\).*eval_negatives: full"):
+    message = r"user u0 .*\(14 untouched items, 15 asked for of 20 items in all\).*eval_negatives: full"
+    with pytest.raises(CandidateError, match=message):
         draw_candidates(shop(items=20), "test", 15, seed=1)
 
 

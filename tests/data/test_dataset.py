@@ -30,7 +30,8 @@ def pairs(part) -> list[tuple[str, str]]:
 def histories_of(part) -> dict[tuple[str, str], list[str]]:
     rows = part.inter_feat
     names = [part.id2token(part.iid_field, row[row > 0].numpy()).tolist() for row in rows["item_id_list"]]
-    return dict(zip(zip(part.id2token("user_id", rows["user_id"].numpy()), part.id2token("item_id", rows["item_id"].numpy())), names))
+    users, items = (part.id2token(field, rows[field].numpy()) for field in ("user_id", "item_id"))
+    return dict(zip(zip(users, items), names))
 
 
 def test_sequential_rows_by_hand(tmp_path, atomic):

@@ -1,0 +1,205 @@
+"""VLM2Rec inside RecBole: objectives by name, evaluation vectors, checkpoints, resume, and refusals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_vlm2rec import objectives
+from recbole_vlm2rec.config import Config
+from recbole_vlm2rec.quick_start import prepare, run
+from recbole_vlm2rec.registry import get_model, get_trainer
+
+
+@pytest.fixture
+def build(settings):
+    def build(**changes):
+        chosen = {key: value for key, value in {**settings["VLM2Rec"], **changes}.items() if key != "dataset"}
+        config = Config("VLM2Rec", "shop", config_dict=chosen)
+        dataset, train, valid, test = prepare(config)
+        torch.manual_seed(0)
+        return get_model("VLM2Rec")(config, train._dataset), (train, valid, test), config
+
+    return build
+
+
+def batch_of(train):
+    return next(iter(train))
+
+
+@pytest.mark.parametrize("objective", ["wpcl+crtr", "wpcl", "crtr", "sft", "sft+crtr"])
+def test_the_loss_is_the_objective_named(build, objective):
+    model, (train, _, _), config = build(objective=objective, crtr_weight=0.5, tau_wpcl=0.2, tau_crtr=0.3)
+    model.eval()  # no dropout: two encodings are the same
+    batch = batch_of(train)
+    z = model.items.encode(model.histories(batch))
+    targets = batch[model.POS_ITEM_ID]
+    e = model.items.encode([[item] for item in targets.tolist()])
+    one = torch.tensor(1.0)
+    terms = {
+        "wpcl": objectives.wpcl(z.text, z.image, e.text, e.image, one, one, 0.2, item_ids=targets),
+        "sft": objectives.info_nce(z.fused, e.fused, 0.2, item_ids=targets),
+        "crtr": 0.5 * objectives.crtr(z.text, z.image, e.text, e.image, 0.3),
+    }
+    expected = sum(terms[name] for name in objective.split("+"))
+    torch.testing.assert_close(model.calculate_loss(batch), expected)
+
+
+def test_gradients_reach_adapters_and_penalty_only(build):
+    model, (train, _, _), _ = build()
+    model.calculate_loss(batch_of(train)).backward()
+    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.abs().sum() > 0}
+    assert {"alpha", "beta"} < reached
+    assert all("lora_" in name for name in reached - {"alpha", "beta"})
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} >= reached
+
+
+def test_history_and_target_are_what_the_row_says(build):
+    model, (train, _, _), _ = build()
+    batch = batch_of(train)
+    histories = model.histories(batch)
+    for row, history in enumerate(histories):
+        sequence = batch["item_id_list"][row].tolist()
+        assert history == [item for item in sequence if item] and 1 <= len(history) <= 10
+
+
+def test_items_and_histories_are_encoded_once_an_evaluation(build, monkeypatch):
+    model, (_, valid, _), _ = build()
+    model.eval()
+    encoded = []
+    encode = model.items.encode
+    monkeypatch.setattr(model.items, "encode", lambda sequences: encoded.extend(map(tuple, sequences)) or encode(sequences))
+    rows = valid.transform(valid._dataset, valid._dataset[np.arange(12)])
+    first = model.full_sort_predict(rows)
+    count = len(encoded)
+    assert count == len(set(encoded))
+    torch.testing.assert_close(model.full_sort_predict(rows), first)
+    assert len(encoded) == count
+    model.train()  # weights may change: the vectors are stale
+    model.eval()
+    model.full_sort_predict(rows)
+    assert len(encoded) == 2 * count
+
+
+def test_scores_are_cosines_of_the_sums(build):
+    model, (_, valid, _), _ = build()
+    model.eval()
+    rows = valid.transform(valid._dataset, valid._dataset[np.arange(3)])
+    with torch.no_grad():
+        z = model.items.encode(model.histories(rows))
+        e = model.items.encode([[item] for item in range(1, model.n_items)])
+    expected = torch.nn.functional.cosine_similarity((z.text + z.image)[:, None], (e.text + e.image)[None], dim=-1)
+    torch.testing.assert_close(model.full_sort_predict(rows)[:, 1:], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_all_prefixes_give_more_rows_than_one_target_a_user(build):
+    _, (last, _, _), _ = build()
+    _, (everything, _, _), _ = build(train_examples="all")
+    assert len(last._dataset.inter_feat) == 100 < len(everything._dataset.inter_feat)
+
+
+def test_vanilla_is_the_pretrained_model(build, settings, tmp_path):
+    result = run("VLM2Rec", config_dict={**settings["VLM2Rec"], "objective": "none"})
+    assert result["epochs"] == 0
+    model, _, _ = build(objective="none")
+    assert not any("lora_" in name for name, _ in model.items.named_parameters())
+    assert not (Path(result["checkpoint"]) / "adapter_model.safetensors").exists()
+
+
+def test_internal_fusion_and_single_modalities_run(settings):
+    common = {**settings["VLM2Rec"], "epochs": 1, "objective": "sft"}
+    scores = {
+        choice: run("VLM2Rec", config_dict={**common, **dict([choice])})["test"]
+        for choice in [("fusion", "internal"), ("modalities", "text"), ("modalities", "image")]
+    }
+    assert len({tuple(metrics.values()) for metrics in scores.values()}) == 3
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"objective": "wpcl", "fusion": "internal"}, "use objective sft or none"),
+    ({"objective": "crtr", "modalities": "text"}, "use objective sft or none"),
+    ({"objective": "infonce"}, "unknown term 'infonce'"),
+    ({"objective": "wpcl+sft"}, "give one of them"),
+    ({"dtype": "float16"}, "auto, float32 or bfloat16"),
+])  # fmt: skip
+def test_what_has_no_meaning_is_refused(build, changes, words):
+    with pytest.raises(ValueError, match=words):
+        build(**changes)
+
+
+def test_accumulation_equals_one_large_batch(build):
+    def gradient(size, steps):
+        # CRTR and SFT depend on the batch, so the same rows are fed twice: two equal halves average to one of them.
+        model, (train, _, _), config = build(accumulation_steps=steps, objective="sft", clip_grad_norm=None)
+        config["checkpoint_dir"] = "unused"
+        trainer = get_trainer(type(model))(config, model)
+        batch = batch_of(train)
+        model.eval()
+        for _ in range(steps):
+            (model.calculate_loss(batch) / steps).backward()
+        return torch.cat([p.grad.flatten() for group in trainer.optimizer.param_groups for p in group["params"] if p.grad is not None])
+
+    torch.testing.assert_close(gradient(20, 2), gradient(20, 1))
+
+
+def test_beta_never_turns_negative(settings):
+    result = run("VLM2Rec", config_dict={**settings["VLM2Rec"], "penalty_learning_rate": 5.0})
+    assert [entry["beta"] for entry in result["training"]] == [0.0, 0.0]
+    assert all(np.isfinite(entry["loss"]) for entry in result["training"])
+
+
+def test_penalty_has_its_own_rate_and_no_decay(build, tmp_path):
+    model, _, config = build(learning_rate=1e-3, penalty_learning_rate=1e-5, weight_decay=0.1)
+    adapters, penalty = get_trainer(type(model))(config, model).optimizer.param_groups
+    assert (adapters["lr"], adapters["weight_decay"]) == (1e-3, 0.1)
+    assert (penalty["lr"], penalty["weight_decay"]) == (1e-5, 0.0)
+    assert {id(p) for p in penalty["params"]} == {id(model.alpha), id(model.beta)}
+    assert all(p.dtype == torch.float32 for p in penalty["params"])
+
+
+def test_what_explains_the_training_is_reported(settings):
+    result = run("VLM2Rec", config_dict=settings["VLM2Rec"])
+    for entry in result["training"]:
+        assert {"loss", "alpha", "beta", "margin_text", "margin_image", "w", "gradient_through_w", "kl", "share_weak_image"} <= set(entry)
+    assert set(result["modality_dropout"]) == {"f2f", "t2f", "v2f"}
+    assert result["modality_dropout"]["f2f"] == result["test"]
+    assert result["modality_dropout"]["t2f"] != result["modality_dropout"]["v2f"]
+    assert set(result["geometry"]) == {"fused", "text", "image"}
+    folder = Path(result["checkpoint"]).parent
+    with np.load(folder / "ranks.npz") as ranks:
+        assert {"test_t2f_ranks", "test_v2f_ranks", "test_ranks"} <= set(ranks)
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(settings, monkeypatch):
+    chosen = {**settings["VLM2Rec"], "epochs": 3, "lora_dropout": 0.2}
+    whole = run("VLM2Rec", config_dict=chosen)
+
+    trainer = get_trainer(get_model("VLM2Rec"))
+    train_epoch = trainer._train_epoch
+
+    def stop_in_the_third(self, train_data, epoch_idx, *rest, **named):
+        if epoch_idx == 2:
+            raise KeyboardInterrupt
+        return train_epoch(self, train_data, epoch_idx, *rest, **named)
+
+    monkeypatch.setattr(trainer, "_train_epoch", stop_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run("VLM2Rec", config_dict=chosen)
+    monkeypatch.undo()
+    interrupted = max(Path(chosen["checkpoint_dir"]).glob("VLM2Rec-*"), key=lambda folder: folder.stat().st_mtime_ns)
+    assert not (interrupted / "result.json").exists()
+
+    resumed = run("VLM2Rec", config_dict={**chosen, "resume": str(interrupted)})
+    assert resumed["test"] == whole["test"] and resumed["valid"] == whole["valid"]
+    assert resumed["best_epoch"] == whole["best_epoch"] and resumed["epochs"] == 3
+    assert [entry["loss"] for entry in resumed["training"]] == [entry["loss"] for entry in whole["training"]]
+    assert json.loads((interrupted / "result.json").read_text())["test"] == whole["test"]
+
+    with pytest.raises(ValueError, match="learning_rate"):
+        run("VLM2Rec", config_dict={**chosen, "resume": str(interrupted), "learning_rate": 0.5})
+    with pytest.raises(ValueError, match="nothing to resume"):
+        run("VLM2Rec", config_dict={**chosen, "resume": chosen["data_path"]})
+    with pytest.raises(ValueError, match="SASRec"):
+        run("SASRec", config_dict={**chosen, "resume": str(interrupted)})
