@@ -122,7 +122,8 @@ def read(folder: str | Path) -> ItemEmbeddings:
         hashes = manifest["content"]["sha256"]
         stated = {name: hashes[name] for name in (ITEM_IDS, TENSORS)}
     except (ValueError, KeyError, TypeError) as error:
-        raise EmbeddingsError(f"{folder / MANIFEST} is no manifest of an export ({type(error).__name__}: {error}); {AGAIN}") from error
+        what = f"{type(error).__name__}: {error}"
+        raise EmbeddingsError(f"{folder / MANIFEST} is no manifest of an export ({what}); {AGAIN}") from error
     for name, sha256 in stated.items():
         if hashlib.sha256(contents[name]).hexdigest() != sha256:
             raise EmbeddingsError(f"{folder / name} is not the file that {MANIFEST} describes (SHA-256 differs); {AGAIN}")
@@ -139,7 +140,9 @@ def _bytes(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise EmbeddingsError(f"{file} cannot be read ({error.strerror}): {file.parent} is no complete export; {AGAIN}") from error
+        raise EmbeddingsError(
+            f"{file} cannot be read ({error.strerror}): {file.parent} is no complete export; {AGAIN}"
+        ) from error
 
 
 def _check(folder: Path, item_ids: list[str], tables: Mapping[str, np.ndarray]) -> None:
@@ -153,11 +156,13 @@ def _check(folder: Path, item_ids: list[str], tables: Mapping[str, np.ndarray]) 
             raise EmbeddingsError(f"{where}: item {item!r} stands on line {seen[item] + 1} already; every item has one row")
         seen[item] = row
     if "fused" not in tables or set(tables) - set(KINDS):
-        raise EmbeddingsError(f"{folder / TENSORS} holds {', '.join(sorted(tables)) or 'nothing'}: fused is needed, text and image may stand")
+        names = ", ".join(sorted(tables)) or "nothing"
+        raise EmbeddingsError(f"{folder / TENSORS} holds {names}: fused is needed, text and image may stand")
     for kind, table in tables.items():
         where = f"{folder / TENSORS}, {kind}"
         if table.dtype != np.float32 or table.ndim != 2 or table.shape[1] != tables["fused"].shape[-1]:
-            raise EmbeddingsError(f"{where}: {table.dtype} {list(table.shape)}, where float32 [items, d] is due, d the same for all")
+            shape = f"{table.dtype} {list(table.shape)}"
+            raise EmbeddingsError(f"{where}: {shape}, where float32 [items, d] is due, d the same for all")
         if len(table) != len(item_ids):
             raise EmbeddingsError(f"{where}: {len(table)} rows for {len(item_ids)} items")
         if len(bad := np.flatnonzero(~np.isfinite(table).all(axis=1))):

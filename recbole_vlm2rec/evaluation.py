@@ -48,6 +48,8 @@ class ProtocolMixin:
         self.ranks: dict[str, np.ndarray] = {}
         self.results: dict[str, dict[str, float]] = {}
         self.best_epoch: int | None = None
+        # Ranks and metrics of the best validation so far; a trainer that resumes a run restores them.
+        self._best: tuple[np.ndarray, dict[str, float]] | None = None
         self._written: set[str] = set()
 
     @property
@@ -60,7 +62,6 @@ class ProtocolMixin:
 
     def fit(self, *args, **kwargs):
         """RecBole's fit; afterwards ranks and results of `valid` are those of the best epoch."""
-        self._best: tuple[np.ndarray, dict[str, float]] | None = None
         with self.meter("train"):
             outcome = super().fit(*args, **kwargs)
         if self._best:

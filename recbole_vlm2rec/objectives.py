@@ -25,7 +25,12 @@ REDUCTIONS = ("mean", "sum")
 
 
 def info_nce(
-    query: Tensor, target: Tensor, temperature: float, item_ids: Tensor | None = None, user_ids: Tensor | None = None, reduction: str = "mean"
+    query: Tensor,
+    target: Tensor,
+    temperature: float,
+    item_ids: Tensor | None = None,
+    user_ids: Tensor | None = None,
+    reduction: str = "mean",
 ) -> Tensor:
     """Eq. 3, scalar. `query`, `target` [B, d]; `item_ids`, `user_ids` [B]. A row without negatives has loss 0."""
     scores = _cosine_matrix(query, target)
@@ -122,7 +127,13 @@ def _upcast(vectors: Tensor) -> Tensor:
 def _cosine_matrix(query: Tensor, target: Tensor) -> Tensor:
     """s(query_i, target_j), [B, B]; a zero vector has cosine 0 with everything."""
     with torch.autocast(query.device.type, enabled=False):
-        return F.normalize(_upcast(query), dim=1) @ F.normalize(_upcast(target), dim=1).T
+        return _unit(query) @ _unit(target).T
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    vectors = _upcast(vectors)
+    # The cosine has no gradient at zero: none is better than normalize's, which is divided by its epsilon of 1e-12.
+    return F.normalize(vectors.masked_fill((vectors == 0).all(dim=1, keepdim=True), 0), dim=1)
 
 
 def _negatives(scores: Tensor, item_ids: Tensor | None, user_ids: Tensor | None) -> Tensor:

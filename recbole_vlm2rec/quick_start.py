@@ -85,11 +85,13 @@ def _run(config: Config, meter: Meter, log: _Log) -> dict[str, Any]:
     from recbole.utils import init_seed
 
     logger = logging.getLogger()
+    if config["resume"] and "resume" not in config.internal_config_dict:
+        raise ValueError(f"{config['model']} cannot be resumed: only VLM2Rec keeps what that takes")
     logger.info(f"{config['model']} on {config['dataset']}, seed {config['seed']}, {config['device']}")
     if config.unread_keys:
         logger.warning(f"{config['model']} does not read {', '.join(config.unread_keys)}: given, but without effect")
     dataset, train_data, valid_data, test_data = prepare(config)
-    folder = _run_folder(config)
+    folder = Path(config["resume"]) if config["resume"] else _run_folder(config)
     config["checkpoint_dir"] = str(folder)
     log.also_into(folder)
     logger.info(dataset)
@@ -112,8 +114,8 @@ def _run(config: Config, meter: Meter, log: _Log) -> dict[str, Any]:
     trainer.tensorboard.close()
 
     candidates = dataset.candidates
-    ranks = {f"{phase}_{name}": values for phase in candidates for name, values in
-             (("users", candidates[phase].users), ("ranks", trainer.ranks[phase]))}
+    ranks = {f"{phase}_users": candidates[phase].users for phase in candidates}
+    ranks |= {f"{name}_ranks": values for name, values in trainer.ranks.items()}
     result = {
         "model": config["model"],
         "dataset": config["dataset"],

@@ -179,6 +179,8 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
                 "cur_step": self.cur_step,
                 "best_valid_score": self.best_valid_score if self.best_valid_result else None,
                 "best_valid_result": self.best_valid_result,
+                "best_epoch": self.best_epoch,
+                "best_metrics": self._best[1] if self._best else None,
                 "history": self.history,
                 "updates": self.schedule.last_epoch,
             },
@@ -191,6 +193,8 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
         state = {"rng.torch": torch.get_rng_state(), "rng.loader": self._loader_generator.get_state()}
         if torch.cuda.is_available():
             state["rng.cuda"] = torch.cuda.get_rng_state()
+        if self._best:
+            state["best.ranks"] = torch.from_numpy(self._best[0])
         for parameter, values in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{parameter}.{name}": value for name, value in values.items()}
         return state
@@ -222,7 +226,9 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
         self._load_weights(folder)
         self.start_epoch, self.cur_step = progress["epoch"] + 1, progress["cur_step"]
         self.best_valid_score, self.best_valid_result = progress["best_valid_score"], progress["best_valid_result"]
-        self.history = progress["history"]
+        self.best_epoch, self.history = progress["best_epoch"], progress["history"]
+        if "best.ranks" in state:
+            self._best = state["best.ranks"].numpy(), progress["best_metrics"]
         self.train_loss_dict = {entry["epoch"]: entry["loss"] for entry in self.history}
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in state.items():
@@ -230,8 +236,9 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
                 _, parameter, moment = name.split(".")
                 moments.setdefault(int(parameter), {})[moment] = value
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.schedule.last_epoch = progress["updates"] - 1
-        self.schedule.step()
+        self.schedule.last_epoch = progress["updates"]
+        for group, base, factor in zip(self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True):
+            group["lr"] = base * factor(progress["updates"])
         torch.set_rng_state(state["rng.torch"])
         self._loader_generator.set_state(state["rng.loader"])
         if "rng.cuda" in state and torch.cuda.is_available():

@@ -137,16 +137,20 @@ def test_a_tensor_file_of_another_format_is_refused(folder):
 
 
 WRONG = {
-    "non-finite": ({"fused": np.array([[1, 2], [3, np.nan], [5, np.inf], [7, 8]])}, "fused: 2 rows hold NaN or infinite values, the first is item 'NA'"),
+    "non-finite": (
+        {"fused": np.array([[1, 2], [3, np.nan], [5, np.inf], [7, 8]])},
+        "fused: 2 rows hold NaN or infinite values, the first is item 'NA'",
+    ),
     "rows": ({"fused": TEXT, "text": TEXT[:3]}, "text: 3 rows for 4 items"),
     "width": ({"fused": TEXT, "image": IMAGE[:, :1]}, r"image: float32 \[4, 1\], where float32 \[items, d\] is due"),
     "flat": ({"fused": TEXT[:, 0]}, r"fused: float32 \[4\], where"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("tables", "message"), WRONG.values(), ids=WRONG)
 def test_wrong_tables_are_refused_both_ways(folder, tmp_path, tables, message):
-    rewrite(folder, "embeddings.safetensors", save({kind: np.ascontiguousarray(table, np.float32) for kind, table in tables.items()}))
+    stored = {kind: np.ascontiguousarray(table, np.float32) for kind, table in tables.items()}
+    rewrite(folder, "embeddings.safetensors", save(stored))
     with pytest.raises(EmbeddingsError, match=message):
         embeddings.read(folder)
     with pytest.raises(EmbeddingsError, match=message):

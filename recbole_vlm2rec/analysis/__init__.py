@@ -1,1 +1,1 @@
-"""The analysis room: geometry of embeddings, significance of differences, references that every model is set beside. No recbole."""
+"""The analysis room: geometry of embeddings, significance of differences, references beside every model. No recbole."""

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EPSILON = 1e-12
-_CHUNK = 64
+# Rows at a time: [_CHUNK, N, d] differences, [_BLOCK, n] cosines.
+_CHUNK, _BLOCK = 64, 1024
 
 
 @torch.no_grad()
@@ -34,7 +35,10 @@ def geometry(queries: Tensor, items: Tensor, targets: Tensor, negatives: Tensor)
     """
     targets, negatives = (torch.as_tensor(ids, device=items.device).long() for ids in (targets, negatives))
     if len(queries) < 2 or targets.shape != (len(queries),) or negatives.shape[:1] != targets.shape or negatives.ndim != 2:
-        raise ValueError(f"{len(queries)} queries with targets {list(targets.shape)} and negatives {list(negatives.shape)}: [B], [B, N], B >= 2")
+        raise ValueError(
+            f"{len(queries)} queries with targets {list(targets.shape)} and negatives {list(negatives.shape)}: "
+            f"they must be [B, d], [B] and [B, N], with B >= 2"
+        )
     for name, ids in (("targets", targets), ("negatives", negatives)):
         if ids.numel() == 0 or ids.min() < 1 or ids.max() >= len(items):
             raise ValueError(f"{name} must be item ids from 1 to {len(items) - 1}")
@@ -42,9 +46,9 @@ def geometry(queries: Tensor, items: Tensor, targets: Tensor, negatives: Tensor)
     targets, negatives = targets - 1, negatives - 1
 
     positive = (queries - items[targets]).square().sum(dim=1).mean()
-    chunks = [slice(start, start + _CHUNK) for start in range(0, len(queries), _CHUNK)]
     # Differences rather than 2 - 2 cos: in a collapsed space the latter is rounding error.
-    negative = torch.cat([(queries[chunk, None] - items[negatives[chunk]]).square().sum(dim=2).mean(dim=1) for chunk in chunks]).mean()
+    parts = zip(queries.split(_CHUNK), negatives.split(_CHUNK), strict=True)
+    negative = torch.cat([(some[:, None] - items[ids]).square().sum(dim=2).mean(dim=1) for some, ids in parts]).mean()
     return {
         "alignment_positive": positive.item(),
         "alignment_negative": negative.item(),
@@ -68,9 +72,9 @@ def uniformity(first: Tensor, second: Tensor | None = None) -> float:
     if pairs <= 0:
         raise ValueError(f"{len(first)} and {len(second)} vectors make no pair: uniformity needs one")
     sums = []
-    for start in range(0, len(first), 1024):
+    for start in range(0, len(first), _BLOCK):
         # -2 d^2 = -2 (2 - 2 cos)
-        exponents = 4 * (first[start : start + 1024] @ second.T) - 4
+        exponents = 4 * (first[start : start + _BLOCK] @ second.T) - 4
         if within:
             # A row beside itself is no pair; row i of the chunk is row start + i of all.
             exponents.diagonal(offset=start).fill_(-math.inf)
@@ -83,5 +87,7 @@ def _unit(vectors: Tensor, name: str) -> Tensor:
     norms = vectors.norm(dim=1)
     bad = (~torch.isfinite(norms) | (norms == 0)).nonzero().flatten()
     if len(bad):
-        raise ValueError(f"{len(bad)} of {len(vectors)} {name} are zero or not finite and have no direction, the first is row {bad[0]}")
+        raise ValueError(
+            f"{len(bad)} of {len(vectors)} {name} are zero or not finite and have no direction, the first is row {bad[0]}"
+        )
     return F.normalize(vectors, dim=1)

@@ -53,8 +53,8 @@ def category_markov(
 ) -> np.ndarray:
     """Probability of each item's category after the last item's, times the item's popularity within its category.
 
-    `categories` [n_items] holds a label of each item. Both factors are estimates with a prior as in `item_markov`: the categories'
-    shares of all interactions, and equal chances within a category.
+    `categories` [n_items] holds a label of each item. Both factors are estimates with a prior as in `item_markov`: the
+    categories' shares of all interactions, and equal chances within a category.
     """
     names, category = np.unique(np.asarray(categories), return_inverse=True)
     if len(category) != n_items:
@@ -88,10 +88,15 @@ def ranks(folder: str | Path, name: str, seed: int, negatives: int = 100) -> dic
         items = histories.of(user)
         training.append(items[: len(items) - sum(len(items) >= shortest for shortest in SHORTEST.values())])
     asked = [histories.of(user)[:-1] for user in drawn.user_ids]
-    scores = {
-        "random": random(asked, n_items, seed),
-        "popularity": popularity(training, asked, n_items),
-        "item Markov": item_markov(training, asked, n_items),
+
+    def ranked(given: np.ndarray) -> np.ndarray:
+        return positive_ranks(np.take_along_axis(given, drawn.items.astype(np.int64), axis=1), drawn.position)
+
+    # One score matrix at a time: on a large data set each takes gigabytes.
+    found = {
+        "random": ranked(random(asked, n_items, seed)),
+        "popularity": ranked(popularity(training, asked, n_items)),
+        "item Markov": ranked(item_markov(training, asked, n_items)),
     }
     if (folder / f"{name}.json").is_file():
         shop = minishop_readers.read(folder)
@@ -100,14 +105,12 @@ def ranks(folder: str | Path, name: str, seed: int, negatives: int = 100) -> dic
         products = [0, *(item_at[token] for token in histories.item_tokens[1:].tolist())]
         users = [user_at[token] for token in drawn.users.tolist()]
         categories = ["", *(shop.products[place]["category"] for place in products[1:])]
-        scores["category Markov"] = category_markov(training, asked, n_items, categories)
+        found["category Markov"] = ranked(category_markov(training, asked, n_items, categories))
         for title, reader in (("MAP reader", "map"), ("oracle", "oracle")):
             for modality in minishop_readers.MODALITIES:
-                scores[f"{title}, {modality}"] = minishop_readers.score_matrix(shop, reader, modality, "test")[np.ix_(users, products)]
-    return {
-        reference: positive_ranks(np.take_along_axis(given, drawn.items.astype(np.int64), axis=1), drawn.position)
-        for reference, given in scores.items()
-    }
+                given = minishop_readers.score_matrix(shop, reader, modality, "test")
+                found[f"{title}, {modality}"] = ranked(given[np.ix_(users, products)])
+    return found
 
 
 def _counts(sequences: Sequences, n_items: int) -> np.ndarray:

@@ -59,7 +59,9 @@ def test_uniformity_in_chunks_is_the_sum_over_all_pairs():
     first, second = (torch.randn(rows, 3, generator=generator, dtype=torch.float64) for rows in (1100, 40))
     one, other = (vectors / vectors.norm(dim=1, keepdim=True) for vectors in (first, second))
     assert uniformity(first) == pytest.approx(torch.pdist(one).square().mul(-2).exp().mean().log().item(), rel=1e-9)
-    assert uniformity(first, second) == pytest.approx(torch.cdist(one, other).square().mul(-2).exp().mean().log().item(), rel=1e-9)
+    assert uniformity(first, second) == pytest.approx(
+        torch.cdist(one, other).square().mul(-2).exp().mean().log().item(), rel=1e-9
+    )
 
 
 def test_alignment_over_more_queries_than_one_chunk():

@@ -32,7 +32,7 @@ def test_item_markov_by_hand():
 
 
 def test_prior_moves_the_estimate_from_the_transitions_to_popularity():
-    assert item_markov(SEQUENCES, [[0]], 4, prior=1e-9)[0].tolist() == pytest.approx([0, 2 / 3, 1 / 3, 0])
+    assert item_markov(SEQUENCES, [[0]], 4, prior=1e-15)[0].tolist() == pytest.approx([0, 2 / 3, 1 / 3, 0])
     assert item_markov(SEQUENCES, [[0]], 4, prior=1e9)[0].tolist() == pytest.approx(SHARE)
 
 
@@ -69,10 +69,10 @@ def test_what_is_refused():
 
 
 def test_the_references_see_neither_validation_nor_test_items(tmp_path):
-    """Six users buy i1 i2 i3 i4 and others keep i5..i9 alive: i4, always the test item, is never in training.
+    """Six users buy i1 i2 i3 i4, two buy i5 i6 i7 i8: i4 and i8, always the test items, are never in training.
 
-    Every user's training part is [i1, i2]; the history ends with i3, which nobody had in training, so that the Markov chain falls
-    back on popularity, where i4 and all the fillers of validation and test have count 0.
+    Training is [i1, i2] or [i5, i6]; histories end with i3 or i7, which nobody had in training, so that the Markov chain falls
+    back on popularity, where the test item has count 0.
     """
     rows = [(f"u{user}", f"i{item}", item) for user in range(6) for item in (1, 2, 3, 4)]
     rows += [(f"v{user}", f"i{item}", item) for user in range(2) for item in (5, 6, 7, 8)]
@@ -80,7 +80,7 @@ def test_the_references_see_neither_validation_nor_test_items(tmp_path):
     (tmp_path / "toy.inter").write_text("\n".join(lines) + "\n")
     found = ranks(tmp_path, "toy", seed=1, negatives=4)
     assert set(found) == {"random", "popularity", "item Markov"}
-    # The only candidates with a count above 0 are i5 and i6 for the u's, i1 and i2 for the v's: all four untouched items are drawn.
+    # All four untouched items are drawn; of them i5 and i6 (for the u's), i1 and i2 (for the v's) have a count above 0.
     for reference in ("popularity", "item Markov"):
         assert len(found[reference]) == 8
         assert found[reference].min() >= 3

@@ -41,7 +41,13 @@ def test_the_other_way_round():
 
 
 def test_a_model_does_not_differ_from_itself():
-    assert paired(np.array([0.5, 0.0, 1.0]), np.array([0.5, 0.0, 1.0])) == {"mean": 0, "standard_error": 0, "t": 0, "p": 1, "n": 3}
+    assert paired(np.array([0.5, 0.0, 1.0]), np.array([0.5, 0.0, 1.0])) == {
+        "mean": 0,
+        "standard_error": 0,
+        "t": 0,
+        "p": 1,
+        "n": 3,
+    }
 
 
 @pytest.mark.parametrize(

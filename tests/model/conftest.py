@@ -38,6 +38,7 @@ def settings(shop_folder, export_folder, tmp_path):
         "show_progress": False,
         "use_gpu": False,
         "eval_negatives": 50,
+        "MAX_ITEM_LIST_LENGTH": 3,
     }
     downstream = {"item_embeddings": str(export_folder), "epochs": 4, "train_batch_size": 64, "stopping_step": 10}
     return {

@@ -62,7 +62,7 @@ def test_history_and_target_are_what_the_row_says(build):
     histories = model.histories(batch)
     for row, history in enumerate(histories):
         sequence = batch["item_id_list"][row].tolist()
-        assert history == [item for item in sequence if item] and 1 <= len(history) <= 10
+        assert history == [item for item in sequence if item] and 1 <= len(history) <= 3
 
 
 def test_items_and_histories_are_encoded_once_an_evaluation(build, monkeypatch):
@@ -194,7 +194,8 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(settings, monkeyp
     resumed = run("VLM2Rec", config_dict={**chosen, "resume": str(interrupted)})
     assert resumed["test"] == whole["test"] and resumed["valid"] == whole["valid"]
     assert resumed["best_epoch"] == whole["best_epoch"] and resumed["epochs"] == 3
-    assert [entry["loss"] for entry in resumed["training"]] == [entry["loss"] for entry in whole["training"]]
+    # Not bit for bit: the pictures' features are computed anew, in batches of another order.
+    assert [entry["loss"] for entry in resumed["training"]] == pytest.approx([entry["loss"] for entry in whole["training"]], rel=1e-5)
     assert json.loads((interrupted / "result.json").read_text())["test"] == whole["test"]
 
     with pytest.raises(ValueError, match="learning_rate"):
