@@ -91,15 +91,16 @@ def _run(config: Config, meter: Meter, log: _Log) -> dict[str, Any]:
     if config.unread_keys:
         logger.warning(f"{config['model']} does not read {', '.join(config.unread_keys)}: given, but without effect")
     dataset, train_data, valid_data, test_data = prepare(config)
+    init_seed(config["seed"], config["reproducibility"])
+    network = config.model_class(config, train_data._dataset).to(config["device"])
+    # Only now: what cannot be built leaves no folder behind.
     folder = Path(config["resume"]) if config["resume"] else _run_folder(config)
     config["checkpoint_dir"] = str(folder)
     log.also_into(folder)
     logger.info(dataset)
     logger.info(f"{config}", extra={"file_only": True})
-    logger.info(f"{_protocol(dataset, config)}. Run folder: {folder}")
-    init_seed(config["seed"], config["reproducibility"])
-    network = config.model_class(config, train_data._dataset).to(config["device"])
     logger.info(network, extra={"file_only": True})
+    logger.info(f"{_protocol(dataset, config)}. Run folder: {folder}")
     trainer = get_trainer(config.model_class)(config, network)
     trainer.meter = meter
 

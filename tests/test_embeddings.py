@@ -103,6 +103,17 @@ def test_nothing_is_left_when_the_manifest_is_no_json(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_failing_disk_leaves_the_old_export_and_no_draft(folder, monkeypatch):
+    def full(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(embeddings.os, "replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        embeddings.write(folder, ["a"], fused=np.ones((1, 3)), manifest={})
+    assert [file.name for file in folder.parent.iterdir()] == ["shop"]
+    assert embeddings.read(folder).item_ids == ITEMS
+
+
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(EmbeddingsError, match="nowhere is no complete export; export again"):
         embeddings.read(tmp_path / "nowhere")

@@ -367,9 +367,6 @@ def test_an_unknown_reduction_is_refused():
         info_nce(QUERY, TARGET, 0.1, reduction="median")
 
 
-# --- What is logged
-
-
 def test_statistics_by_hand():
     found = penalty_statistics(*SIDES, ONE, ONE, 0.5, 0.5)
     assert {name: value.item() for name, value in found.items()} == pytest.approx(

@@ -1,6 +1,6 @@
 """References that every model is set beside: popularity, Markov chains, chance, and on a generated shop what could be reached.
 
-Imports numpy, metrics, data.candidates, prepare.minishop_readers, and the reader of `.inter` in benchmark.throughput.
+Imports numpy, metrics, data.candidates and prepare.minishop_readers.
 The scorers know training sequences and histories only, as lists of item numbers below `n_items`; scores are float64 [U, n_items].
 """
 
@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recbole_vlm2rec.benchmark.throughput import read_histories
-from recbole_vlm2rec.data.candidates import SHORTEST, draw_candidates
+from recbole_vlm2rec.data.candidates import SHORTEST, Histories, draw_candidates
 from recbole_vlm2rec.metrics import positive_ranks
 from recbole_vlm2rec.prepare import minishop_readers
 
@@ -80,7 +79,7 @@ def ranks(folder: str | Path, name: str, seed: int, negatives: int = 100) -> dic
     and the oracle are ranked too (see prepare.minishop_readers); they know the generator and are no competitors but bounds.
     """
     folder = Path(folder)
-    histories = read_histories(folder, name)
+    histories = Histories.read(folder, name)
     drawn = draw_candidates(histories, "test", negatives, seed)
     n_items = len(histories.item_tokens)
     training = []

@@ -31,15 +31,6 @@ EVALUATION_BATCH = 64
 REPEATS = 3
 
 
-def read_histories(folder: Path, name: str) -> Histories:
-    """Every user's items in time order from `<folder>/<name>.inter`, read without pandas."""
-    with open(folder / f"{name}.inter", encoding="utf-8-sig") as lines:
-        names = [column.split(":")[0] for column in next(lines).rstrip("\r\n").split("\t")]
-        rows = [line.rstrip("\r\n").split("\t") for line in lines if line.strip()]
-    user, item, moment = (names.index(column) for column in ("user_id", "item_id", "timestamp"))
-    return Histories.from_rows([r[user] for r in rows], [r[item] for r in rows], [float(r[moment]) for r in rows])
-
-
 def benchmark(
     dataset: str,
     data_path: str | Path,
@@ -56,7 +47,7 @@ def benchmark(
     test history and all items. The pictures' visual tokens are computed once, in `embed items, cold`, and then kept.
     """
     folder = Path(data_path) / dataset
-    catalog, histories = Catalog.read(folder, dataset), read_histories(folder, dataset)
+    catalog, histories = Catalog.read(folder, dataset), Histories.read(folder, dataset)
     catalog.check_items(histories.item_tokens[1:].tolist())
     torch.manual_seed(0)
     dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32

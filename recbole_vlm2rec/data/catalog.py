@@ -81,13 +81,6 @@ class Catalog:
     def image(self, item_id: str) -> Path:
         return self._images[item_id]
 
-    def select(self, item_ids: Iterable[str]) -> Catalog:
-        """The catalogue of these items only, in this order. Raises CatalogError for items that are not in it."""
-        chosen = list(item_ids)
-        self.check_items(chosen)
-        parts = (self._titles, self._images, self._lines)
-        return Catalog(self.folder, self.file, *({item: part[item] for item in chosen} for part in parts))
-
     def check_items(self, item_ids: Iterable[str]) -> None:
         """Raises CatalogError unless each of these items (of `.inter`) stands in the catalogue."""
         absent = [item for item in item_ids if item not in self._titles]

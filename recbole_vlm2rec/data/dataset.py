@@ -95,6 +95,7 @@ class ProtocolDataset(Dataset):
 
         catalog = Catalog.read(Path(self.dataset_path), self.dataset_name)
         catalog.check_items(self.histories.item_tokens[1:].tolist())
+        catalog.verify_images()
         return catalog
 
     def _inter_file(self) -> Path:

@@ -64,7 +64,7 @@ def load_pretrained(path_or_name: str, dtype: torch.dtype) -> tuple[nn.Module, o
     except (OSError, ValueError, ImportError) as error:
         raise BackboneError(
             f"backbone {path_or_name!r} cannot be loaded: {str(error).strip().splitlines()[0]}\n"
-            f"Give the name of a model on the Hugging Face hub that this machine can reach (huggingface-cli download "
+            f"Give the name of a model on the Hugging Face hub that this machine can reach (hf download NAME "
             f"fetches it beforehand), a folder holding config.json, *.safetensors, tokenizer and preprocessor files, "
             f"or one of the shipped backbones: {', '.join(SHIPPED)}."
         ) from error

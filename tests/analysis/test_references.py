@@ -68,6 +68,24 @@ def test_what_is_refused():
         popularity([[], []], [[0]], 4)
 
 
+def write_inter(folder, rows):
+    lines = ["user_id:token\titem_id:token\ttimestamp:float", *("\t".join(map(str, row)) for row in rows)]
+    (folder / "toy.inter").write_text("\n".join(lines) + "\n")
+
+
+def test_a_history_ends_with_the_validation_item(tmp_path):
+    """Ten users buy i1 i2 i3 i4. v's training part [i5, i3, i4] says that i4 follows i3, which stands last in their histories.
+
+    After i2, nothing would be known, and i4 would tie in popularity with i5.
+    """
+    rows = [(f"u{user}", f"i{item}", item) for user in range(10) for item in (1, 2, 3, 4)]
+    rows += [("v", f"i{item}", time) for time, item in enumerate((5, 3, 4, 6, 7), start=10)]
+    write_inter(tmp_path, rows)
+    found = ranks(tmp_path, "toy", seed=1, negatives=2)
+    assert found["item Markov"][:10].tolist() == [1] * 10
+    assert set(found["popularity"][:10]) == {1, 2}
+
+
 def test_the_references_see_neither_validation_nor_test_items(tmp_path):
     """Six users buy i1 i2 i3 i4, two buy i5 i6 i7 i8: i4 and i8, always the test items, are never in training.
 
@@ -76,8 +94,7 @@ def test_the_references_see_neither_validation_nor_test_items(tmp_path):
     """
     rows = [(f"u{user}", f"i{item}", item) for user in range(6) for item in (1, 2, 3, 4)]
     rows += [(f"v{user}", f"i{item}", item) for user in range(2) for item in (5, 6, 7, 8)]
-    lines = ["user_id:token\titem_id:token\ttimestamp:float", *("\t".join(map(str, row)) for row in rows)]
-    (tmp_path / "toy.inter").write_text("\n".join(lines) + "\n")
+    write_inter(tmp_path, rows)
     found = ranks(tmp_path, "toy", seed=1, negatives=4)
     assert set(found) == {"random", "popularity", "item Markov"}
     # All four untouched items are drawn; of them i5 and i6 (for the u's), i1 and i2 (for the v's) have a count above 0.

@@ -207,18 +207,6 @@ def test_items_that_the_catalogue_lacks(shop):
         catalog.check_items(["a", *(f"x{number}" for number in range(1, 7))])
 
 
-def test_a_selection(shop):
-    folder = shop("a\tRed shirt\timages/a.png", "b\tGreen mug\timages/b.png", "c\tBlue bag\timages/c.jpg")
-    chosen = read(folder).select(["c", "a"])
-    assert chosen.item_ids == ["c", "a"] and "b" not in chosen
-    assert (chosen.title("c"), chosen.image("a").name) == ("Blue bag", "a.png")
-    with pytest.raises(CatalogError, match="1 items of shop.inter are missing, the first are 'z'"):
-        read(folder).select(["a", "z"])
-    (folder / "images" / "c.jpg").write_bytes(b"")
-    with pytest.raises(CatalogError, match="line 4, item 'c'"):
-        chosen.verify_images()
-
-
 def test_the_hash_changes_with_tokens_titles_order_and_pixels_only(shop):
     lines = ["a\tRed shirt\timages/a.png", "b\tGreen mug\timages/b.png"]
     first = read(shop(*lines)).hash

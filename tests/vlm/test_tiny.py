@@ -92,7 +92,10 @@ def test_ids_of_special_tokens_agree_between_config_and_tokenizer(tokenizer):
     assert set(SPECIAL_TOKENS) <= set(tokenizer.all_special_tokens)
 
 
-@pytest.mark.parametrize("text", ["Toy Story (1995)", "😀👩‍👩‍👧 crème brûlée", "שלום, العربية", "日本語 \t\n\x00 end  ", "a,b)c\n0) 12"])
+@pytest.mark.parametrize(
+    "text",
+    ["Toy Story (1995)", "😀👩‍👩‍👧 crème brûlée", "שלום, العربية", "日本語 \t\n\x00 end  ", "a,b)c\n0) 12"],
+)
 def test_any_text_comes_back_whole(tokenizer, text):
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.decode(ids) == text
