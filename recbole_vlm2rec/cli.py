@@ -26,7 +26,7 @@ Trains, validates and tests one model on one data set inside RecBole; without ar
      --epochs=…  --train_batch_size=…  --learning_rate=…  --resume=RUN_FOLDER  --result_file=PATH
      --item_embeddings=FOLDER   the export that VLM2RecSASRec and VLM2RecGRU4Rec start from
 
-Every run gets a folder in --checkpoint_dir (default saved/) with its checkpoint, result.json, ranks.npz, log and TensorBoard files.
+Every run gets a folder in --checkpoint_dir (default saved/): checkpoint, result.json, ranks.npz, run.log, tensorboard/.
 """
 
 
@@ -76,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     shop.add_argument("--out", type=Path, default=Path("atomic_data"), help="folder of data sets (default: atomic_data)")
     shop.add_argument("--name", default="minishop", help="name of the data set (default: minishop)")
     shop.add_argument("--seed", type=int, default=2026, help="the same seed gives the same files, bit for bit (default: 2026)")
-    shop.add_argument("--preset", choices=("balanced", "text-heavy", "image-heavy"), default="balanced", help="which side drives purchases")
+    shop.add_argument(
+        "--preset", choices=("balanced", "text-heavy", "image-heavy"), default="balanced", help="which side drives purchases"
+    )
     shop.set_defaults(command=_prepare_minishop)
 
     export = commands.add_parser("export", help="write the item embeddings of a trained VLM2Rec")
@@ -99,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.set_defaults(command=_benchmark)
 
     study = commands.add_parser("study", help="the modality collapse study on generated shops (about an hour on two cores)")
-    study.add_argument("--out", type=Path, default=Path("runs/study"), help="folder of shops, runs and the report; finished runs are kept")
+    study.add_argument(
+        "--out", type=Path, default=Path("runs/study"), help="folder of shops, runs and the report; finished runs are kept"
+    )
     study.add_argument("--presets", default="balanced,text-heavy")
     study.add_argument("--data_seeds", default="1,2,3")
     study.add_argument("--seeds", default="2026,2027")
@@ -116,7 +120,10 @@ def _prepare_minishop(options: argparse.Namespace) -> None:
     print(f"{options.out / options.name}: {facts['users']} users, {facts['items']} items, {facts['interactions']} interactions")
     print(f"share of the preference variance: {shares}")
     for reader, modalities in facts["scores"].items():
-        print(f"{reader:>8}  " + "  ".join(f"{modality} N@20 {phases['test']['ndcg@20']:.3f}" for modality, phases in modalities.items()))
+        print(
+            f"{reader:>8}  "
+            + "  ".join(f"{modality} N@20 {phases['test']['ndcg@20']:.3f}" for modality, phases in modalities.items())
+        )
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -136,6 +143,5 @@ def _benchmark(options: argparse.Namespace) -> None:
 def _study(options: argparse.Namespace) -> None:
     from recbole_vlm2rec.study import study
 
-    split = lambda text: [part.strip() for part in text.split(",")]  # noqa: E731 - a short word for a short thing
-    data_seeds, seeds = (list(map(int, split(text))) for text in (options.data_seeds, options.seeds))
-    study(options.out, split(options.presets), data_seeds, seeds, options.jobs)
+    data_seeds, seeds = ([int(seed) for seed in text.split(",")] for text in (options.data_seeds, options.seeds))
+    study(options.out, options.presets.split(","), data_seeds, seeds, options.jobs)

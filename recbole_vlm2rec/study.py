@@ -56,7 +56,7 @@ class Run:
 
 
 def planned(presets: Sequence[str], data_seeds: Sequence[int], seeds: Sequence[int]) -> list[Run]:
-    """Vanilla, SFT and VLM2Rec everywhere (vanilla once, it has no seed); the other variants on one shop, the last preset's first."""
+    """Vanilla (once, it has no seed), SFT and VLM2Rec everywhere; the other variants on one shop, the last preset's first."""
     runs = []
     for preset in presets:
         for data_seed in data_seeds:
@@ -120,17 +120,36 @@ def summarise(out: Path, runs: Iterable[Run]) -> dict:
         chosen = [run for run in runs if (run.shop, run.variant) == (shop, variant)]
         for asking, key in ASKING.items():
             gains[shop, variant, asking] = np.mean([ndcg(_ranks(results[run])[key], 20) for run in chosen], axis=0)
-        geometry = {side: float(np.mean([results[run]["geometry"][side]["separability"] for run in chosen])) for side in ("text", "image")}
+        geometry = {
+            side: float(np.mean([results[run]["geometry"][side]["separability"] for run in chosen])) for side in ("text", "image")
+        }
         last = [results[run]["training"][-1] for run in chosen if results[run]["training"]]
         explanations = {name: float(np.mean([entry[name] for entry in last])) for name in EXPLANATIONS} if last else {}
         ndcg20 = {asking: float(gains[shop, variant, asking].mean()) for asking in ASKING}
-        rows.append({"shop": shop, "variant": variant, "runs": len(chosen), "ndcg@20": ndcg20, "separability": geometry, "last_epoch": explanations})
+        rows.append(
+            {
+                "shop": shop,
+                "variant": variant,
+                "runs": len(chosen),
+                "ndcg@20": ndcg20,
+                "separability": geometry,
+                "last_epoch": explanations,
+            }
+        )
     shops = list(dict.fromkeys(run.shop for run in runs))
     known = {
-        shop: {name: float(ndcg(ranks, 20).mean()) for name, ranks in references.ranks(out / "shops" / shop, shop, CANDIDATE_SEED).items()}
+        shop: {
+            name: float(ndcg(ranks, 20).mean())
+            for name, ranks in references.ranks(out / "shops" / shop, shop, CANDIDATE_SEED).items()
+        }
         for shop in shops
     }
-    return {"rows": rows, "references": known, "differences": _differences(gains, shops), "versions": results[runs[0]]["versions"]}
+    return {
+        "rows": rows,
+        "references": known,
+        "differences": _differences(gains, shops),
+        "versions": results[runs[0]]["versions"],
+    }
 
 
 def _ranks(result: dict) -> dict[str, np.ndarray]:
@@ -147,11 +166,15 @@ def _differences(gains: dict[tuple[str, str, str], np.ndarray], shops: Sequence[
         ("VLM2Rec, all prefixes", "SFT, all prefixes", "v2f"), ("VLM2Rec, tau 1", "SFT, tau 1", "f2f"),
         ("VLM2Rec, tau 1", "SFT, tau 1", "v2f"),
     ]  # fmt: skip
-    presets = list(dict.fromkeys(shop.rsplit("-", 1)[0] for shop in shops))
+    presets = list(dict.fromkeys(_preset(shop) for shop in shops))
     found = []
     for preset in presets:
         for one, other, asking in comparisons:
-            both = [shop for shop in shops if shop.rsplit("-", 1)[0] == preset and (shop, one, asking) in gains and (shop, other, asking) in gains]
+            both = [
+                shop
+                for shop in shops
+                if _preset(shop) == preset and (shop, one, asking) in gains and (shop, other, asking) in gains
+            ]
             if not both:
                 continue
             pair = [np.concatenate([gains[shop, variant, asking] for shop in both]) for variant in (one, other)]
@@ -163,37 +186,56 @@ def _differences(gains: dict[tuple[str, str, str], np.ndarray], shops: Sequence[
 
 
 def as_markdown(report: dict) -> str:
-    """The study's tables."""
-    presets = list(dict.fromkeys(row["shop"].rsplit("-", 1)[0] for row in report["rows"]))
+    """The study's three tables: scores, paired differences, and what explains them."""
+    return "\n".join([*_score_table(report), "", *_difference_table(report), "", *_explanation_table(report), ""])
+
+
+def _preset(shop: str) -> str:
+    return shop.rsplit("-", 1)[0]
+
+
+def _grouped(report: dict) -> dict[tuple[str, str], list[dict]]:
+    """Rows of the report by (preset, variant), presets as they come, variants in the order of VARIANTS."""
+    presets = dict.fromkeys(_preset(shop) for shop in report["references"])
+    groups = {(preset, variant): [] for preset in presets for variant in VARIANTS}
+    for row in report["rows"]:
+        groups[_preset(row["shop"]), row["variant"]].append(row)
+    return {key: rows for key, rows in groups.items() if rows}
+
+
+def _score_table(report: dict) -> list[str]:
     lines = ["N@20 on the test items, 1 positive + 100 negatives, means over data and training seeds; S = A_neg / A_pos.", ""]
     lines += ["| shop | variant | shops x runs | f2f | t2f | v2f | S text | S image |", "|---|---|---|---|---|---|---|---|"]
-    for preset in presets:
-        shops = [shop for shop in report["references"] if shop.rsplit("-", 1)[0] == preset]
-        for name in report["references"][shops[0]]:
-            mean = np.mean([report["references"][shop][name] for shop in shops])
-            lines.append(f"| {preset} | *{name}* | {len(shops)} | {mean:.4f} | | | | |")
-        for variant in VARIANTS:
-            rows = [row for row in report["rows"] if row["shop"] in shops and row["variant"] == variant]
-            if rows:
-                score = {asking: np.mean([row["ndcg@20"][asking] for row in rows]) for asking in ASKING}
-                apart = {side: np.mean([row["separability"][side] for row in rows]) for side in ("text", "image")}
-                lines.append(
-                    f"| {preset} | {variant} | {len(rows)} x {rows[0]['runs']} | {score['f2f']:.4f} | {score['t2f']:.4f} | {score['v2f']:.4f} "
-                    f"| {apart['text']:.3f} | {apart['image']:.3f} |"
-                )
-    lines += ["", "Differences in N@20, paired by user (users of all shops of a preset together; p by t-test, Holm-corrected over all rows).", ""]
-    lines += ["| shop | comparison | query | difference | standard error | by shop | p | p corrected |", "|---|---|---|---|---|---|---|---|"]
+    for preset in dict.fromkeys(_preset(shop) for shop in report["references"]):
+        known = [scores for shop, scores in report["references"].items() if _preset(shop) == preset]
+        for name in known[0]:
+            lines.append(f"| {preset} | *{name}* | {len(known)} | {np.mean([scores[name] for scores in known]):.4f} | | | | |")
+        for (of, variant), rows in _grouped(report).items():
+            if of == preset:
+                scores = [f"{np.mean([row['ndcg@20'][asking] for row in rows]):.4f}" for asking in ASKING]
+                apart = [f"{np.mean([row['separability'][side] for row in rows]):.3f}" for side in ("text", "image")]
+                lines.append(f"| {preset} | {variant} | {len(rows)} x {rows[0]['runs']} | {' | '.join(scores + apart)} |")
+    return lines
+
+
+def _difference_table(report: dict) -> list[str]:
+    lines = ["Differences in N@20, paired by user (a preset's shops together); t-test, Holm's correction over all rows.", ""]
+    lines += [
+        "| shop | comparison | query | difference | standard error | by shop | p | p corrected |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for entry in report["differences"]:
         by_shop = ", ".join(f"{value:+.4f}" for value in entry["by_shop"])
-        lines.append(
-            f"| {entry['preset']} | {entry['one']} - {entry['other']} | {entry['asking']} | {entry['mean']:+.4f} | {entry['standard_error']:.4f} "
-            f"| {by_shop} | {entry['p']:.2g} | {entry['p_holm']:.2g} |"
-        )
-    lines += ["", "Last epoch's means over the training batches.", ""]
+        size = f"{entry['mean']:+.4f} | {entry['standard_error']:.4f} | {by_shop} | {entry['p']:.2g} | {entry['p_holm']:.2g}"
+        lines.append(f"| {entry['preset']} | {entry['one']} - {entry['other']} | {entry['asking']} | {size} |")
+    return lines
+
+
+def _explanation_table(report: dict) -> list[str]:
+    lines = ["Means over the training batches of the last epoch.", ""]
     lines += [f"| shop | variant | {' | '.join(EXPLANATIONS)} |", "|---|---|" + "---|" * len(EXPLANATIONS)]
-    for preset in presets:
-        for variant in VARIANTS:
-            rows = [row["last_epoch"] for row in report["rows"] if row["shop"].rsplit("-", 1)[0] == preset and row["variant"] == variant and row["last_epoch"]]
-            if rows:
-                lines.append(f"| {preset} | {variant} | " + " | ".join(f"{np.mean([row[name] for row in rows]):.4f}" for name in EXPLANATIONS) + " |")
-    return "\n".join(lines) + "\n"
+    for (preset, variant), rows in _grouped(report).items():
+        if rows[0]["last_epoch"]:
+            means = [f"{np.mean([row['last_epoch'][name] for row in rows]):.4f}" for name in EXPLANATIONS]
+            lines.append(f"| {preset} | {variant} | {' | '.join(means)} |")
+    return lines

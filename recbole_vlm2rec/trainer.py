@@ -87,7 +87,9 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
             loss = self.model.calculate_loss(interaction.to(self.device))
             self._check_nan(loss)
             # The last group of an epoch may be smaller; it is averaged over its own size.
-            group_size = min(self.accumulation_steps, len(train_data) - (batch - 1) // self.accumulation_steps * self.accumulation_steps)
+            group_size = min(
+                self.accumulation_steps, len(train_data) - (batch - 1) // self.accumulation_steps * self.accumulation_steps
+            )
             (loss / group_size).backward()
             group.append(loss)
             if len(group) == group_size:
@@ -154,7 +156,8 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
         others = np.arange(lists.items.shape[1]) != lists.position[:, None]
         negatives = lists.items[others].reshape(len(targets), -1).astype(np.int64)
         self.report["geometry"] = {
-            kind: geometry(getattr(queries, kind), getattr(items, kind), targets, negatives) for kind in ("fused", "text", "image")
+            kind: geometry(getattr(queries, kind), getattr(items, kind), targets, negatives)
+            for kind in ("fused", "text", "image")
         }
 
     def diagnostics(self) -> dict:
@@ -214,14 +217,16 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
         """Goes on after the last finished epoch of the run folder `resume_file`, as if it had never been interrupted."""
         folder = Path(resume_file) / "last"
         if not (folder / STATE).is_file():
-            raise ValueError(f"{resume_file}: there is nothing to resume, it has no {folder.name}/{STATE} (written after every epoch)")
+            raise ValueError(
+                f"{resume_file}: there is nothing to resume, it has no {folder.name}/{STATE} (written after every epoch)"
+            )
         description, state = read_description(folder), load_file(folder / STATE)
         progress, then, now = description["progress"], description["config"], self.config.as_dict()
         if changed := sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key) and key not in FREE_KEYS):
             key = changed[0]
             raise ValueError(
-                f"{resume_file} was started with other settings ({', '.join(changed)}), {key} was {then.get(key)!r} and is {now.get(key)!r}: "
-                f"give the same command again, with --resume added"
+                f"{resume_file} was started with other settings ({', '.join(changed)}): {key} was {then.get(key)!r} and is "
+                f"{now.get(key)!r}; give the same command again, with --resume added"
             )
         self._load_weights(folder)
         self.start_epoch, self.cur_step = progress["epoch"] + 1, progress["cur_step"]
@@ -237,7 +242,9 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
                 moments.setdefault(int(parameter), {})[moment] = value
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.schedule.last_epoch = progress["updates"]
-        for group, base, factor in zip(self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True):
+        for group, base, factor in zip(
+            self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
+        ):
             group["lr"] = base * factor(progress["updates"])
         torch.set_rng_state(state["rng.torch"])
         self._loader_generator.set_state(state["rng.loader"])

@@ -24,7 +24,11 @@ def test_help_names_our_models_and_loads_nothing_heavy():
 
 def test_the_script_at_the_root_is_the_same_command(tmp_path):
     outcome = subprocess.run(
-        [sys.executable, str(ROOT / "run_recbole_vlm2rec.py"), "--help"], capture_output=True, text=True, check=False, cwd=tmp_path
+        [sys.executable, str(ROOT / "run_recbole_vlm2rec.py"), "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
     )
     assert outcome.returncode == 0 and "usage: run_recbole_vlm2rec.py" in outcome.stdout
 
@@ -38,7 +42,11 @@ def test_the_script_at_the_root_is_the_same_command(tmp_path):
 ])  # fmt: skip
 def test_mistakes_are_one_line_and_leave_nothing(arguments, words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    here = [] if arguments[0].startswith("--epochs") else [f"--data_path={ROOT / 'atomic_data'}", f"--checkpoint_dir={tmp_path / 'saved'}"]
+    here = (
+        []
+        if arguments[0].startswith("--epochs")
+        else [f"--data_path={ROOT / 'atomic_data'}", f"--checkpoint_dir={tmp_path / 'saved'}"]
+    )
     assert cli.main(["run", *arguments, *here]) == 2
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error

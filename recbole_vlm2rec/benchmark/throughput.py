@@ -1,6 +1,6 @@
 """Seconds per epoch, items embedded and users evaluated a second, and peak memory of VLM2Rec on one data set.
 
-Imports numpy, torch, vlm, objectives, measure, data.catalog and data.candidates; no recbole, so that it runs from a plain checkout.
+Imports numpy, torch, vlm, objectives, measure, data.catalog and data.candidates; no recbole: it runs from a plain checkout.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ def machine(device: str) -> dict[str, str | int]:
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        cpu = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), cpu)
+        cpu = next(
+            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), cpu
+        )
     return {
         "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else cpu,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

@@ -1,1 +1,4 @@
-"""Our recommenders, one file a model, found by quick_start under the lower-case name of the class. Imports recbole, torch, vlm, objectives."""
+"""Our recommenders, one file a model, found under the lower-case name of the class.
+
+Imports recbole, torch, vlm, objectives and embeddings.
+"""

@@ -153,7 +153,9 @@ def _objective_terms(objective: str) -> tuple[str, ...]:
         return ()
     terms = tuple(objective.split("+"))
     if unknown := [term for term in terms if term not in OBJECTIVE_TERMS]:
-        raise ValueError(f"objective {objective!r}: unknown term {unknown[0]!r}; use none, or a sum of {', '.join(OBJECTIVE_TERMS)}")
+        raise ValueError(
+            f"objective {objective!r}: unknown term {unknown[0]!r}; use none, or a sum of {', '.join(OBJECTIVE_TERMS)}"
+        )
     if {"wpcl", "sft"} <= set(terms):
         raise ValueError(f"objective {objective!r}: wpcl with w = 1 is sft; give one of them")
     return terms

@@ -119,7 +119,8 @@ class Backbone(nn.Module):
                 peft = get_peft_model(self.model, settings)
         except ValueError as error:
             raise BackboneError(
-                f"no layer of the language model ({self.decoder_name!r}) has one of the LoRA target names {', '.join(lora.targets)}"
+                f"no layer of the language model ({self.decoder_name!r}) has one of the LoRA target names "
+                f"{', '.join(lora.targets)}"
             ) from error
         assert_language_only(self.model, self.decoder_name)
         return peft
@@ -157,9 +158,7 @@ class Backbone(nn.Module):
             names = ", ".join(map(str, pictures[:3]))
             raise BackboneError(f"the picture processor refuses one of {names}…: {error}") from error
         grids = batch["image_grid_thw"]
-        outputs = self.model.get_image_features(
-            batch["pixel_values"].to(self.device), grids.to(self.device), return_dict=True
-        )
+        outputs = self.model.get_image_features(batch["pixel_values"].to(self.device), grids.to(self.device), return_dict=True)
         return [PictureFeatures(tokens, grid) for tokens, grid in zip(outputs.pooler_output, grids, strict=True)]
 
     def hidden_states(self, ids: Tensor, mask: Tensor, pictures: Sequence[PictureFeatures]) -> Tensor:

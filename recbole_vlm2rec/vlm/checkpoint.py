@@ -34,7 +34,11 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(
-    folder: Path, encoder: VLMEncoder, penalty: Mapping[str, Tensor], description: Mapping, state: Mapping[str, Tensor] | None = None
+    folder: Path,
+    encoder: VLMEncoder,
+    penalty: Mapping[str, Tensor],
+    description: Mapping,
+    state: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes the folder beside its place and moves it there, so that a reader never meets half a checkpoint."""
     draft = folder.with_name(folder.name + ".draft")

@@ -118,16 +118,14 @@ class VLMEncoder(nn.Module):
     def _clip(self, title: str) -> str:
         if self.max_title_tokens is None:
             return title
-        encoded = self.backbone.tokenizer(
-            title, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-        )
+        encoded = self.backbone.tokenizer(title, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
         if len(encoded["input_ids"]) <= self.max_title_tokens:
             return title
         return title[: encoded["offset_mapping"][self.max_title_tokens - 1][1]]
 
 
 def _length_groups(lengths: Sequence[int], token_budget: int, waste: float = 0.25) -> Iterator[list[int]]:
-    """Rows in groups of similar length: at most `token_budget` padded tokens, and none shorter than (1 - waste) of the longest."""
+    """Rows in groups of like length: at most `token_budget` padded tokens, none shorter than (1 - waste) of the longest."""
     group: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         longest = lengths[group[0]] if group else 0

@@ -60,7 +60,9 @@ class ItemEncoder(nn.Module):
         if modalities not in MODALITIES:
             raise ValueError(f"modalities is {modalities!r}: choose one of {', '.join(MODALITIES)}")
         if fusion == "internal" and modalities != "text+image":
-            raise ValueError(f"fusion internal reads titles and pictures in one prompt; modalities {modalities} has no use for it")
+            raise ValueError(
+                f"fusion internal reads titles and pictures in one prompt; modalities {modalities} has no use for it"
+            )
         self.encoder, self.titles, self.pictures = encoder, titles, pictures
         self.fusion, self.modalities = fusion, MODALITIES[modalities]
 

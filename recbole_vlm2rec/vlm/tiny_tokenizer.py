@@ -110,4 +110,3 @@ def _corpus(captions: Iterable[str], words: Iterable[str]) -> Iterator[str]:
     for rank, word in enumerate(COMMON_WORDS):
         count = 1 + 6000 // (rank + 20)
         yield f" {word}" * count + f" {word.capitalize()}" * count
-

@@ -42,7 +42,14 @@ def settings(shop_folder, export_folder, tmp_path):
     }
     downstream = {"item_embeddings": str(export_folder), "epochs": 4, "train_batch_size": 64, "stopping_step": 10}
     return {
-        "VLM2Rec": {**common, "backbone": "tiny", "epochs": 2, "train_batch_size": 20, "learning_rate": 2e-3, "lora_dropout": 0.0},
+        "VLM2Rec": {
+            **common,
+            "backbone": "tiny",
+            "epochs": 2,
+            "train_batch_size": 20,
+            "learning_rate": 2e-3,
+            "lora_dropout": 0.0,
+        },
         "VLM2RecSASRec": {**common, **downstream},
         "VLM2RecGRU4Rec": {**common, **downstream},
     }

@@ -50,7 +50,9 @@ def test_the_loss_is_the_objective_named(build, objective):
 def test_gradients_reach_adapters_and_penalty_only(build):
     model, (train, _, _), _ = build()
     model.calculate_loss(batch_of(train)).backward()
-    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.abs().sum() > 0}
+    reached = {
+        name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.abs().sum() > 0
+    }
     assert {"alpha", "beta"} < reached
     assert all("lora_" in name for name in reached - {"alpha", "beta"})
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} >= reached
@@ -139,7 +141,9 @@ def test_accumulation_equals_one_large_batch(build):
         model.eval()
         for _ in range(steps):
             (model.calculate_loss(batch) / steps).backward()
-        return torch.cat([p.grad.flatten() for group in trainer.optimizer.param_groups for p in group["params"] if p.grad is not None])
+        return torch.cat(
+            [p.grad.flatten() for group in trainer.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        )
 
     torch.testing.assert_close(gradient(20, 2), gradient(20, 1))
 
@@ -162,7 +166,17 @@ def test_penalty_has_its_own_rate_and_no_decay(build, tmp_path):
 def test_what_explains_the_training_is_reported(settings):
     result = run("VLM2Rec", config_dict=settings["VLM2Rec"])
     for entry in result["training"]:
-        assert {"loss", "alpha", "beta", "margin_text", "margin_image", "w", "gradient_through_w", "kl", "share_weak_image"} <= set(entry)
+        assert {
+            "loss",
+            "alpha",
+            "beta",
+            "margin_text",
+            "margin_image",
+            "w",
+            "gradient_through_w",
+            "kl",
+            "share_weak_image",
+        } <= set(entry)
     assert set(result["modality_dropout"]) == {"f2f", "t2f", "v2f"}
     assert result["modality_dropout"]["f2f"] == result["test"]
     assert result["modality_dropout"]["t2f"] != result["modality_dropout"]["v2f"]
@@ -195,7 +209,9 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(settings, monkeyp
     assert resumed["test"] == whole["test"] and resumed["valid"] == whole["valid"]
     assert resumed["best_epoch"] == whole["best_epoch"] and resumed["epochs"] == 3
     # Not bit for bit: the pictures' features are computed anew, in batches of another order.
-    assert [entry["loss"] for entry in resumed["training"]] == pytest.approx([entry["loss"] for entry in whole["training"]], rel=1e-5)
+    assert [entry["loss"] for entry in resumed["training"]] == pytest.approx(
+        [entry["loss"] for entry in whole["training"]], rel=1e-5
+    )
     assert json.loads((interrupted / "result.json").read_text())["test"] == whole["test"]
 
     with pytest.raises(ValueError, match="learning_rate"):
