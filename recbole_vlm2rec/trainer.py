@@ -75,26 +75,26 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
             if callback_fn:
                 callback_fn(epoch, score)
 
-        return super().fit(train_data, valid_data, verbose, saved, show_progress, after_epoch)
+        try:
+            return super().fit(train_data, valid_data, verbose, saved, show_progress, after_epoch)
+        except KeyboardInterrupt:
+            if (self.run_folder / "last").is_dir():
+                self.logger.info(f"Interrupted. The same command with --resume={self.run_folder} goes on after the last epoch.")
+            raise
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         """One pass over the training rows; returns the mean loss of a batch."""
         self.model.train()
         started, rows, losses, statistics = time.perf_counter(), 0, [], []
         batches = tqdm(train_data, desc=f"Train {epoch_idx}", unit="batch", disable=not show_progress, leave=False)
-        group: list[torch.Tensor] = []
+        steps, whole = self.accumulation_steps, len(train_data) // self.accumulation_steps * self.accumulation_steps
         for batch, interaction in enumerate(batches, start=1):
             loss = self.model.calculate_loss(interaction.to(self.device))
             self._check_nan(loss)
             # The last group of an epoch may be smaller; it is averaged over its own size.
-            group_size = min(
-                self.accumulation_steps, len(train_data) - (batch - 1) // self.accumulation_steps * self.accumulation_steps
-            )
-            (loss / group_size).backward()
-            group.append(loss)
-            if len(group) == group_size:
+            (loss / (steps if batch <= whole else len(train_data) - whole)).backward()
+            if batch % steps == 0 or batch == len(train_data):
                 self._update()
-                group = []
             rows += len(interaction)
             losses.append(loss.item())
             statistics.append(self.model.statistics)
@@ -131,21 +131,21 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
     @torch.no_grad()
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """The protocol's evaluation; the test also asks with the text and with the image side alone, and measures geometry."""
-        result = super().evaluate(eval_data, load_best_model, model_file, show_progress)
-        if eval_data._dataset.phase == "test" and self.model.items.apart:
-            self._examine(eval_data, result)
+        if eval_data._dataset.phase != "test" or not self.model.items.apart:
+            return super().evaluate(eval_data, load_best_model, model_file, show_progress)
+        if load_best_model:
+            self._load_best(model_file)
+        # Modality dropout (figure 1a). Histories and items are encoded once for all three; the fused query comes last and stays.
+        self.report["modality_dropout"] = {}
+        for name, self.model.asking in (("t2f", "text"), ("v2f", "image"), ("f2f", "fused")):
+            result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+            self.report["modality_dropout"][name] = dict(result)
+            self.ranks[f"test_{name}"] = self.ranks["test"]
+        self.report["geometry"] = self._geometry(eval_data)
         return result
 
-    def _examine(self, eval_data, fused: dict[str, float]) -> None:
-        """Modality dropout (figure 1a) and geometry (table 1), from the vectors that the test has computed already."""
-        ranks = self.ranks["test"]
-        self.report["modality_dropout"] = {"f2f": dict(fused)}
-        for name, self.model.asking in (("t2f", "text"), ("v2f", "image")):
-            self.report["modality_dropout"][name] = dict(super().evaluate(eval_data, load_best_model=False))
-            self.ranks[f"test_{name}"] = self.ranks["test"]
-        self.model.asking = "fused"
-        self.ranks["test"], self.results["test"] = ranks, dict(fused)
-
+    def _geometry(self, eval_data) -> dict[str, dict[str, float]]:
+        """Table 1's measures of the fused, text and image vectors, over the test users."""
         dataset = eval_data._dataset
         rows = np.argsort(dataset.inter_feat[dataset.uid_field].numpy())  # in the order of the candidates
         lists = dataset.candidates["test"]
@@ -155,10 +155,8 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
         items, targets = self.model.item_vectors(), lists.targets.astype(np.int64)
         others = np.arange(lists.items.shape[1]) != lists.position[:, None]
         negatives = lists.items[others].reshape(len(targets), -1).astype(np.int64)
-        self.report["geometry"] = {
-            kind: geometry(getattr(queries, kind), getattr(items, kind), targets, negatives)
-            for kind in ("fused", "text", "image")
-        }
+        kinds = ("fused", "text", "image")
+        return {kind: geometry(getattr(queries, kind), getattr(items, kind), targets, negatives) for kind in kinds}
 
     def diagnostics(self) -> dict:
         """Means of every epoch (`training`), modality dropout and geometry on the test users."""
