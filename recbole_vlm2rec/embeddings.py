@@ -4,7 +4,7 @@ Imports numpy and safetensors only.
 
     item_ids.txt             one token a line; line n belongs to row n
     embeddings.safetensors   fused and, where they exist apart, text and image; float32 [n, d]
-    manifest.json            what the writer states (data set, model, prompts, ...) and under `content` sizes and hashes
+    manifest.json            what the writer states (data set, model, ...) and under `content` format, sizes and hashes
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from safetensors.numpy import load, save
 
 ITEM_IDS, TENSORS, MANIFEST = "item_ids.txt", "embeddings.safetensors", "manifest.json"
 KINDS = ("text", "image", "fused")
+FORMAT = 1
 AGAIN = "export again (recbole-vlm2rec export --checkpoint=RUN --out=FOLDER)"
 
 
@@ -78,18 +79,17 @@ def write(
     """Writes an export; `text`, `image`, `fused` are [n, d], `manifest` is JSON of the writer's own.
 
     It is written beside its place and moved there, so that nobody meets half an export. An export that stands there is replaced.
-    Raises EmbeddingsError for content that `read` would refuse, and for a folder that holds anything but an export.
+    Raises EmbeddingsError for content that `read` would refuse, and where `check_place` does.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # a draft has its place beside the folder itself, not beside a link to it
     item_ids = [str(item) for item in item_ids]
     tables = {kind: table for kind, table in zip(KINDS, (text, image, fused), strict=True) if table is not None}
     tables = {kind: np.ascontiguousarray(table, dtype=np.float32) for kind, table in tables.items()}
     _check(folder, item_ids, tables)
-    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise EmbeddingsError(f"{folder} exists and is no export: it is left as it is; choose another folder")
-
+    check_place(folder)
     contents = {ITEM_IDS: "".join(f"{item}\n" for item in item_ids).encode(), TENSORS: save(tables)}
     content = {
+        "format": FORMAT,
         "items": len(item_ids),
         "dimension": tables["fused"].shape[1],
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
@@ -97,6 +97,8 @@ def write(
     contents[MANIFEST] = (json.dumps({**manifest, "content": content}, indent=2) + "\n").encode()
     # The process id keeps two exports to one place from writing into each other's draft.
     draft, old = (folder.with_name(f"{folder.name}.{os.getpid()}.{what}") for what in ("draft", "old"))
+    for remains in (draft, old):  # of a process of this number that was killed
+        shutil.rmtree(remains, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
         for name, data in contents.items():
@@ -104,9 +106,24 @@ def write(
         if folder.exists():
             os.replace(folder, old)
         os.replace(draft, folder)
-    finally:
+    except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
+        if old.exists():
+            os.replace(old, folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def check_place(folder: str | Path) -> None:
+    """Raises EmbeddingsError unless an export may be written there: nothing, an empty folder, or an export stands there."""
+    folder = Path(folder)
+    if not folder.exists():
+        return
+    foreign = sorted({file.name for file in folder.iterdir()} - {ITEM_IDS, TENSORS, MANIFEST}) if folder.is_dir() else ["a file"]
+    if foreign:
+        raise EmbeddingsError(
+            f"{folder} exists and is no export ({', '.join(foreign[:3])}): it is left as it is; choose another folder"
+        )
 
 
 def read(folder: str | Path) -> ItemEmbeddings:
@@ -119,17 +136,20 @@ def read(folder: str | Path) -> ItemEmbeddings:
     contents = {name: _bytes(folder / name) for name in (MANIFEST, ITEM_IDS, TENSORS)}
     try:
         manifest = json.loads(contents[MANIFEST])
-        hashes = manifest["content"]["sha256"]
+        hashes, version = manifest["content"]["sha256"], manifest["content"]["format"]
         stated = {name: hashes[name] for name in (ITEM_IDS, TENSORS)}
     except (ValueError, KeyError, TypeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise EmbeddingsError(f"{folder / MANIFEST} is no manifest of an export ({what}); {AGAIN}") from error
+    if version != FORMAT:
+        raise EmbeddingsError(f"{folder / MANIFEST}: format {version}, but this version of the project reads {FORMAT}; {AGAIN}")
     for name, sha256 in stated.items():
         if hashlib.sha256(contents[name]).hexdigest() != sha256:
             raise EmbeddingsError(f"{folder / name} is not the file that {MANIFEST} describes (SHA-256 differs); {AGAIN}")
     try:
         tables = load(contents[TENSORS])
-        item_ids = contents[ITEM_IDS].decode().removesuffix("\n").split("\n")
+        # Not splitlines(): a token may hold characters that it takes for line ends.
+        item_ids = contents[ITEM_IDS].decode().split("\n")[:-1]
     except (SafetensorError, UnicodeDecodeError) as error:
         raise EmbeddingsError(f"{folder} cannot be read ({error}); {AGAIN}") from error
     _check(folder, item_ids, tables)
@@ -147,6 +167,8 @@ def _bytes(file: Path) -> bytes:
 
 def _check(folder: Path, item_ids: list[str], tables: Mapping[str, np.ndarray]) -> None:
     """What holds for every export, on its way out as on its way in."""
+    if not item_ids:
+        raise EmbeddingsError(f"{folder / ITEM_IDS}: no items")
     seen: dict[str, int] = {}
     for row, item in enumerate(item_ids):
         where = f"{folder / ITEM_IDS}, line {row + 1}"

@@ -32,8 +32,9 @@ def export(
         checkpoint: a run folder or its `checkpoint/`.
         data_path: folder that holds the data set's folder; default as in training.
         device: torch device; default the GPU where there is one.
-    Returns the folder. Raises CheckpointError, CatalogError or BackboneError with what is wrong and where.
+    Returns the folder. Raises CheckpointError, CatalogError, BackboneError or EmbeddingsError with what is wrong and where.
     """
+    embeddings.check_place(out)  # now, not after the work
     description = read_description(checkpoint)
     name = dataset or description["dataset"]
     folder = Path(data_path) / name if data_path else _trained_folder(description, name)
@@ -57,7 +58,7 @@ def export(
         "dataset": name,
         "catalog": catalog.hash,
         "model": description["model"],
-        "checkpoint": checkpoint_folder(checkpoint).parent.name,
+        "checkpoint": checkpoint_folder(checkpoint).resolve().parent.name,
         "trained_on": description["dataset"],
         "encoder": settings,
         "dtype": str(dtype).removeprefix("torch."),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 
 import numpy as np
@@ -38,7 +39,8 @@ def test_round_trip(folder):
         assert table.dtype == np.float32
         assert table.tolist() == expected.tolist()
     assert (export.manifest["dataset"], export.manifest["model"]) == ("shop", "VLM2Rec")
-    assert (export.manifest["content"]["items"], export.manifest["content"]["dimension"]) == (4, 2)
+    content = export.manifest["content"]
+    assert (content["format"], content["items"], content["dimension"]) == (1, 4, 2)
 
 
 def test_the_files_are_what_the_contract_says(folder):
@@ -83,6 +85,27 @@ def test_an_export_is_replaced_whole(folder):
     assert [file.name for file in folder.parent.iterdir()] == ["shop"]
 
 
+def test_a_folder_with_a_manifest_of_its_own_is_left_alone(folder):
+    """Other programs write a manifest.json too."""
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(EmbeddingsError, match=r"exists and is no export \(thesis\.txt\)"):
+        embeddings.write(folder, ["a"], fused=np.ones((1, 3)), manifest={})
+    assert embeddings.read(folder).item_ids == ITEMS and (folder / "thesis.txt").read_text() == "mine"
+
+
+def test_an_incomplete_export_is_replaced(folder):
+    (folder / "manifest.json").unlink()
+    embeddings.write(folder, ["a"], fused=np.ones((1, 3)), manifest={})
+    assert embeddings.read(folder).item_ids == ["a"]
+
+
+def test_a_link_to_an_export_stays_a_link(folder, tmp_path):
+    (tmp_path / "latest").symlink_to(folder)
+    embeddings.write(tmp_path / "latest", ["a"], fused=np.ones((1, 3)), manifest={})
+    assert (tmp_path / "latest").is_symlink() and embeddings.read(folder).item_ids == ["a"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["latest", "shop"]
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(EmbeddingsError, match="exists and is no export"):
@@ -103,15 +126,31 @@ def test_nothing_is_left_when_the_manifest_is_no_json(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failing_disk_leaves_the_old_export_and_no_draft(folder, monkeypatch):
-    def full(*args):
-        raise OSError("no space left")
+@pytest.mark.parametrize("failing", ["export to old", "draft to export"])
+def test_a_failing_disk_leaves_the_old_export_and_no_draft(folder, monkeypatch, failing):
+    replace, moves = embeddings.os.replace, []
+
+    def full(source, target):
+        moves.append(target)
+        if len(moves) == ["export to old", "draft to export"].index(failing) + 1:
+            raise OSError("no space left")
+        replace(source, target)
 
     monkeypatch.setattr(embeddings.os, "replace", full)
     with pytest.raises(OSError, match="no space left"):
         embeddings.write(folder, ["a"], fused=np.ones((1, 3)), manifest={})
     assert [file.name for file in folder.parent.iterdir()] == ["shop"]
     assert embeddings.read(folder).item_ids == ITEMS
+
+
+def test_what_a_killed_process_left_is_no_hindrance(folder):
+    """In containers, process numbers come again soon."""
+    for name in (f"shop.{os.getpid()}.draft", f"shop.{os.getpid()}.old"):
+        (folder.parent / name).mkdir()
+        (folder.parent / name / "item_ids.txt").write_text("half\n")
+    embeddings.write(folder, ["a"], fused=np.ones((1, 3)), manifest={})
+    assert embeddings.read(folder).item_ids == ["a"]
+    assert [file.name for file in folder.parent.iterdir()] == ["shop"]
 
 
 def test_a_missing_folder_is_refused(tmp_path):
@@ -138,6 +177,20 @@ def test_a_changed_file_is_refused(folder, name):
 def test_a_foreign_manifest_is_refused(folder, text):
     (folder / "manifest.json").write_text(text)
     with pytest.raises(EmbeddingsError, match="manifest.json is no manifest of an export"):
+        embeddings.read(folder)
+
+
+def test_another_format_is_refused(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["content"]["format"] = 2
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(EmbeddingsError, match="manifest.json: format 2, but this version of the project reads 1"):
+        embeddings.read(folder)
+
+
+def test_items_of_another_encoding_are_refused(folder):
+    rewrite(folder, "item_ids.txt", "a\nb\né\nd\n".encode("latin-1"))
+    with pytest.raises(EmbeddingsError, match="shop cannot be read .*utf-8"):
         embeddings.read(folder)
 
 
@@ -191,6 +244,14 @@ def test_wrong_items_are_refused_both_ways(folder, tmp_path, items, message):
         embeddings.read(folder)
     with pytest.raises(EmbeddingsError, match=message):
         embeddings.write(tmp_path / "out", items, fused=TEXT, manifest={})
+
+
+def test_no_items_are_refused_both_ways(folder, tmp_path):
+    rewrite(folder, "item_ids.txt", b"")
+    with pytest.raises(EmbeddingsError, match="item_ids.txt: no items"):
+        embeddings.read(folder)
+    with pytest.raises(EmbeddingsError, match="item_ids.txt: no items"):
+        embeddings.write(tmp_path / "out", [], fused=np.ones((0, 2)), manifest={})
 
 
 def test_an_item_with_a_line_break_is_not_written(tmp_path):

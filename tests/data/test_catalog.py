@@ -1,6 +1,7 @@
 """The catalogue: it reads `.item` literally, and says file, line and item of whatever breaks the contract."""
 
 import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -216,3 +217,20 @@ def test_the_hash_changes_with_tokens_titles_order_and_pixels_only(shop):
     changes = [["a\tRed skirt\timages/a.png", lines[1]], ["x\tRed shirt\timages/a.png", lines[1]], lines[::-1], lines[:1]]
     changes += [["a\tRed shirt\timages/b.png", lines[1]]]
     assert len({first, *(read(shop(*change)).hash for change in changes)}) == 6
+
+
+def test_the_hash_changes_with_the_bytes_of_a_picture(shop):
+    folder = shop("a\tRed shirt\timages/a.png", "b\tGreen mug\timages/b.png")
+    first = read(folder).hash
+    Image.new("RGB", (8, 6), "pink").save(folder / "images" / "b.png")
+    assert read(folder).hash != first
+
+
+def test_the_bundled_shop():
+    folder = Path(__file__).parents[2] / "atomic_data" / "minishop"
+    catalog = Catalog.read(folder, "minishop")
+    assert len(catalog) == 240  # what its generator was asked for
+    catalog.verify_images()
+    interactions = (folder / "minishop.inter").read_text(encoding="utf-8").splitlines()
+    column = interactions[0].split("\t").index("item_id:token")
+    catalog.check_items({line.split("\t")[column] for line in interactions[1:]})
