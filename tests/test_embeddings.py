@@ -229,6 +229,9 @@ def test_tables_of_another_type_or_name_are_refused(folder):
     rewrite(folder, "embeddings.safetensors", save({"text": TEXT}))
     with pytest.raises(EmbeddingsError, match="holds text: fused is needed"):
         embeddings.read(folder)
+    rewrite(folder, "embeddings.safetensors", save({"fused": TEXT, "price": TEXT}))
+    with pytest.raises(EmbeddingsError, match="holds fused, price: fused is needed, text and image may stand"):
+        embeddings.read(folder)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from recbole_vlm2rec import embeddings
 from recbole_vlm2rec import export as export_module
 from recbole_vlm2rec.config import Config
 from recbole_vlm2rec.data.catalog import Catalog, CatalogError
+from recbole_vlm2rec.data.dataset import create_dataset
 from recbole_vlm2rec.embeddings import EmbeddingsError
 from recbole_vlm2rec.export import export
 from recbole_vlm2rec.model.adapter import adapted_item_embedding
-from recbole_vlm2rec.data.dataset import create_dataset
 from recbole_vlm2rec.vlm.backbone import Lora
 from recbole_vlm2rec.vlm.checkpoint import CheckpointError, save_checkpoint
 from recbole_vlm2rec.vlm.encoder import VLMEncoder

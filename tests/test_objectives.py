@@ -369,7 +369,7 @@ def test_the_sum_is_the_mean_times_the_users_and_nothing_else_is_known(loss):
 
 
 def test_statistics_by_hand():
-    found = penalty_statistics(*SIDES, ONE, ONE, 0.5, 0.5)
+    found = penalty_statistics(*SIDES, ONE, ONE, 0.5, 0.25)
     assert {name: value.item() for name, value in found.items()} == pytest.approx(
         {
             "margin_text": 1,
@@ -378,7 +378,7 @@ def test_statistics_by_hand():
             "w": WEIGHT,
             "share_weak_image": 1,
             "gradient_through_w": 0.5 / (1 + math.exp(-1.2)) / WEIGHT,
-            "kl": crtr(*SIDES, 0.5).item(),
+            "kl": crtr(*SIDES, 0.25).item(),
         }
     )
 

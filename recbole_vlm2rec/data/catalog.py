@@ -118,7 +118,8 @@ class Catalog:
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     """(line number, text) of a UTF-8 file, with or without byte-order mark and carriage returns; a last empty line is none."""
     try:
-        content = file.read_text(encoding="utf-8-sig")
+        # Not read_text(): it would take a carriage return inside a title for a line end.
+        content = file.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
         raise CatalogError(f"{file} does not exist: titles and pictures are read from it") from error
     except UnicodeDecodeError as error:

@@ -63,6 +63,7 @@ def test_titles_and_pictures_by_token(shop):
         "#1, best",
         "Ünïcode\u2028日本",
         "a\x85b\x0bc",
+        "a\rb",
     ],
 )
 def test_a_title_survives_as_it_is(shop, title):
