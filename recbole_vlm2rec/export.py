@@ -5,6 +5,7 @@ Imports torch, data.catalog, vlm and embeddings; no recbole.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -12,8 +13,9 @@ from tqdm import tqdm
 
 from recbole_vlm2rec import embeddings
 from recbole_vlm2rec.data.catalog import Catalog
-from recbole_vlm2rec.vlm.checkpoint import checkpoint_folder, load_encoder, read_description
+from recbole_vlm2rec.vlm.checkpoint import ADAPTER, checkpoint_folder, load_encoder, read_description
 from recbole_vlm2rec.vlm.fusion import ItemEncoder, Vectors
+from recbole_vlm2rec.vlm.prompts import IMAGE_INSTRUCTION, INTERLEAVED_INSTRUCTION, TEXT_INSTRUCTION
 
 ITEM_BATCH = 256
 
@@ -54,6 +56,7 @@ def export(
             parts.append(Vectors.of(lambda vectors: vectors.cpu(), items.encode(batch)))
             progress.update(len(batch))
     vectors = Vectors.of(lambda *kinds: torch.cat(kinds).numpy(), *parts)
+    adapter = checkpoint_folder(checkpoint) / ADAPTER
     manifest = {
         "dataset": name,
         "catalog": catalog.hash,
@@ -61,6 +64,9 @@ def export(
         "checkpoint": checkpoint_folder(checkpoint).resolve().parent.name,
         "trained_on": description["dataset"],
         "encoder": settings,
+        "revision": getattr(encoder.backbone.model.config, "_commit_hash", None),  # of the hub; None for a local folder
+        "adapter_sha256": hashlib.sha256(adapter.read_bytes()).hexdigest() if adapter.is_file() else None,
+        "prompts": [TEXT_INSTRUCTION, IMAGE_INSTRUCTION] if settings["fusion"] == "external" else [INTERLEAVED_INSTRUCTION],
         "dtype": str(dtype).removeprefix("torch."),
     }
     embeddings.write(

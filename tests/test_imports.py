@@ -32,7 +32,8 @@ def test_the_package_alone_loads_neither_torch_nor_recbole_nor_numpy():
         (["data.candidates", "data.catalog", "metrics", "arguments"], {"recbole", "torch", "transformers", "pandas"}),
         (["objectives"], {"recbole", "transformers"}),
         (["embeddings"], {"recbole", "transformers"}),
-        (["vlm"], {"recbole"}),
+        (["vlm", "export"], {"recbole"}),
+        (["analysis", "benchmark"], {"recbole"}),
     ],
 )
 def test_a_room_does_not_load_what_it_must_not(rooms, forbidden):
