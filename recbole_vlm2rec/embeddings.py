@@ -45,12 +45,18 @@ class ItemEmbeddings:
     manifest: dict
     folder: Path
 
-    def require(self, dataset: str) -> None:
-        """Raises EmbeddingsError unless the export was made from this data set."""
+    def require(self, dataset: str, catalog: str | None = None) -> None:
+        """Raises EmbeddingsError unless it was made from this data set and, where both state one, from this catalogue (hash)."""
         if (made_from := self.manifest.get("dataset")) != dataset:
             raise EmbeddingsError(
                 f"{self.folder} holds the items of data set {made_from!r}, but {dataset!r} is asked for: "
                 f"export that one (recbole-vlm2rec export --checkpoint=RUN --dataset={dataset} --out=FOLDER)"
+            )
+
+        if catalog is not None and self.manifest.get("catalog", catalog) != catalog:
+            raise EmbeddingsError(
+                f"{self.folder} was made from other titles or pictures than those of {dataset!r} as it is now, "
+                f"though the name is the same; {AGAIN}"
             )
 
     def rows(self, item_ids: Iterable[str]) -> ItemEmbeddings:

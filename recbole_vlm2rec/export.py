@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from recbole_vlm2rec import embeddings
 from recbole_vlm2rec.data.catalog import Catalog
+from recbole_vlm2rec.vlm.backbone import native_bfloat16
 from recbole_vlm2rec.vlm.checkpoint import ADAPTER, checkpoint_folder, load_encoder, read_description
 from recbole_vlm2rec.vlm.fusion import ItemEncoder, Vectors
 from recbole_vlm2rec.vlm.prompts import IMAGE_INSTRUCTION, INTERLEAVED_INSTRUCTION, TEXT_INSTRUCTION
@@ -42,7 +43,7 @@ def export(
     folder = Path(data_path) / name if data_path else _trained_folder(description, name)
     catalog = Catalog.read(folder, name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.startswith("cuda") and torch.cuda.is_bf16_supported() else torch.float32
+    dtype = torch.bfloat16 if native_bfloat16(device) else torch.float32
     encoder = load_encoder(checkpoint, device, dtype)
     settings = description["encoder"]
     titles = [catalog.title(item) for item in catalog.item_ids]

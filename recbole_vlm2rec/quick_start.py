@@ -87,6 +87,8 @@ def _run(config: Config, meter: Meter, log: _Log) -> dict[str, Any]:
     logger = logging.getLogger()
     if config["resume"] and "resume" not in config.internal_config_dict:
         raise ValueError(f"{config['model']} cannot be resumed: only VLM2Rec keeps what that takes")
+    if config["resume"] and not (Path(config["resume"]) / "last").is_dir():
+        raise ValueError(f"{config['resume']}: there is nothing to resume, it holds no last/ (written after every validation)")
     logger.info(f"{config['model']} on {config['dataset']}, seed {config['seed']}, {config['device']}")
     if config.unread_keys:
         logger.warning(f"{config['model']} does not read {', '.join(config.unread_keys)}: given, but without effect")

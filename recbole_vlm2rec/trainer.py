@@ -28,7 +28,7 @@ GEOMETRY_NEGATIVES = 10
 # What may change when a run is resumed: where it reads, writes and computes, and how long it goes on.
 FREE_KEYS = frozenset(
     "resume checkpoint_dir result_file data_path show_progress state gpu_id use_gpu device worker log_wandb wandb_project epochs "
-    "token_budget eval_batch_size".split()
+    "eval_batch_size".split()
 )
 
 
@@ -141,7 +141,12 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
             result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
             self.report["modality_dropout"][name] = dict(result)
             self.ranks[f"test_{name}"] = self.ranks["test"]
-        self.report["geometry"] = self._geometry(eval_data)
+        try:
+            self.report["geometry"] = self._geometry(eval_data)
+        except ValueError as error:
+            # A data set too small for it (fewer than 2 users, or than 10 untouched items) must not cost the run its result.
+            self.logger.warning(f"No geometry: {error}")
+            self.report["geometry"] = None
         return result
 
     def _geometry(self, eval_data) -> dict[str, dict[str, float]]:
@@ -150,7 +155,8 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
         rows = np.argsort(dataset.inter_feat[dataset.uid_field].numpy())  # in the order of the candidates
         lists = dataset.candidates["test"]
         if not isinstance(lists, Candidates):
-            lists = draw_candidates(dataset.histories, "test", GEOMETRY_NEGATIVES, self.config["seed"])
+            seed = self.config["seed"] if self.config["candidate_seed"] is None else self.config["candidate_seed"]
+            lists = draw_candidates(dataset.histories, "test", GEOMETRY_NEGATIVES, seed)
         queries = self.model.query_vectors(eval_data.transform(dataset, dataset[rows]))
         items, targets = self.model.item_vectors(), lists.targets.astype(np.int64)
         others = np.arange(lists.items.shape[1]) != lists.position[:, None]
@@ -163,6 +169,8 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
         return {"training": self.history, **self.report}
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
+        if epoch < 0 and self.start_epoch > 0:
+            return  # RecBole's save before nothing: a resumed run without epochs left keeps its best checkpoint
         self._save(Path(self.saved_model_file), epoch)
         if verbose:
             self.logger.info(f"Saved the adapter of epoch {epoch}: {self.saved_model_file}")
@@ -216,7 +224,7 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
         folder = Path(resume_file) / "last"
         if not (folder / STATE).is_file():
             raise ValueError(
-                f"{resume_file}: there is nothing to resume, it has no {folder.name}/{STATE} (written after every epoch)"
+                f"{resume_file}: there is nothing to resume, it has no {folder.name}/{STATE} (written after every validation)"
             )
         description, state = read_description(folder), load_file(folder / STATE)
         progress, then, now = description["progress"], description["config"], self.config.as_dict()

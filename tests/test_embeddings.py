@@ -260,3 +260,14 @@ def test_no_items_are_refused_both_ways(folder, tmp_path):
 def test_an_item_with_a_line_break_is_not_written(tmp_path):
     with pytest.raises(EmbeddingsError, match="line 2: item 'b.nc' is empty or holds a line break"):
         embeddings.write(tmp_path / "out", ["a", "b\nc"], fused=TEXT[:2], manifest={})
+
+
+def test_another_catalogue_of_the_same_name_is_refused(tmp_path):
+    embeddings.write(
+        tmp_path / "export", ["a"], fused=np.ones((1, 2), dtype=np.float32), manifest={"dataset": "shop", "catalog": "old"}
+    )
+    export = embeddings.read(tmp_path / "export")
+    export.require(dataset="shop")
+    export.require(dataset="shop", catalog="old")
+    with pytest.raises(EmbeddingsError, match="other titles or pictures than those of 'shop'"):
+        export.require(dataset="shop", catalog="new")

@@ -22,7 +22,7 @@ from recbole_vlm2rec import objectives
 from recbole_vlm2rec.data.candidates import Histories
 from recbole_vlm2rec.data.catalog import Catalog
 from recbole_vlm2rec.measure import Meter
-from recbole_vlm2rec.vlm.backbone import Lora
+from recbole_vlm2rec.vlm.backbone import Lora, native_bfloat16
 from recbole_vlm2rec.vlm.encoder import VLMEncoder
 from recbole_vlm2rec.vlm.fusion import ItemEncoder
 
@@ -50,7 +50,7 @@ def benchmark(
     catalog, histories = Catalog.read(folder, dataset), Histories.read(folder, dataset)
     catalog.check_items(histories.item_tokens[1:].tolist())
     torch.manual_seed(0)
-    dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    dtype = torch.bfloat16 if native_bfloat16(device) else torch.float32
     encoder = VLMEncoder.from_pretrained(backbone, max_visual_tokens=max_visual_tokens, lora=Lora(), dtype=dtype, device=device)
     tokens = histories.item_tokens[1:].tolist()
     titles, pictures = [None, *map(catalog.title, tokens)], [None, *map(catalog.image, tokens)]

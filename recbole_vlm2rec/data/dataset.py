@@ -149,9 +149,19 @@ def create_dataset(config) -> ProtocolDataset:
     """
     folder = Path(config["data_path"])
     check_dataset(folder.parent, folder.name)
+    _check_columns(folder / f"{folder.name}.inter", config)
     dataset = _BY_MODEL.get(config["model"], _BY_TYPE.get(config["MODEL_TYPE"], GeneralDataset))(config)
     attach_candidates(dataset, config)
     return dataset
+
+
+def _check_columns(file: Path, config) -> None:
+    """Raises ValueError naming the file and the columns that every model needs and `.inter` does not have."""
+    with open(file, encoding="utf-8-sig") as lines:
+        there = [column.split(":")[0] for column in next(lines, "").rstrip("\r\n").split(config["field_separator"])]
+    needed = [config[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
+    if missing := [column for column in needed if column not in there]:
+        raise ValueError(f"{file}, line 1: no column {', '.join(missing)}; it has {', '.join(there)}")
 
 
 def attach_candidates(dataset: ProtocolDataset, config) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from recbole_vlm2rec import objectives
-from recbole_vlm2rec.vlm.backbone import Lora
+from recbole_vlm2rec.vlm.backbone import Lora, native_bfloat16
 from recbole_vlm2rec.vlm.encoder import VLMEncoder
 from recbole_vlm2rec.vlm.fusion import ItemEncoder, Vectors
 
@@ -104,7 +104,7 @@ class VLM2Rec(SequentialRecommender):
         return [row[:length] for row, length in zip(interaction[self.ITEM_SEQ].tolist(), lengths, strict=True)]
 
     def train(self, mode: bool = True) -> VLM2Rec:
-        if mode:
+        if mode or self.training:
             self.forget()
         return super().train(mode)
 
@@ -149,7 +149,7 @@ class VLM2Rec(SequentialRecommender):
 
 
 def _objective_terms(objective: str) -> tuple[str, ...]:
-    if objective == "none":
+    if objective in (None, "none"):
         return ()
     terms = tuple(objective.split("+"))
     if unknown := [term for term in terms if term not in OBJECTIVE_TERMS]:
@@ -167,7 +167,7 @@ def _lora(config) -> Lora:
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if native_bfloat16(device) else torch.float32
     if name not in ("float32", "bfloat16"):
         raise ValueError(f"dtype is {name!r}: use auto, float32 or bfloat16")
     return getattr(torch, name)

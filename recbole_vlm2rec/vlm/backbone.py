@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
+FAMILIES = ("qwen2_5_vl",)
 SHIPPED = {"tiny": Path(__file__).parent / "tiny"}
 
 
@@ -48,10 +49,16 @@ def resolve_backbone(name: str) -> str:
     return str(SHIPPED.get(name, name))
 
 
+def native_bfloat16(device: torch.device | str) -> bool:
+    """Whether the device computes in bfloat16 itself; older GPUs only emulate it, slowly."""
+    return torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def load_pretrained(path_or_name: str, dtype: torch.dtype) -> tuple[nn.Module, object, object]:
     """Headless model, tokenizer and picture processor of a Hugging Face checkpoint.
 
-    The processor's parts are loaded one by one: `AutoProcessor` of Qwen2.5-VL wants torchvision for its video part.
+    The processor's parts are loaded one by one: `AutoProcessor` of Qwen2.5-VL wants torchvision for its video part. Pictures go
+    through Pillow even where torchvision is installed: the two resize differently, and a checkpoint means the same everywhere.
     Raises BackboneError when anything is missing, or when weights and architecture do not fit each other.
     """
     source = resolve_backbone(path_or_name)
@@ -59,7 +66,7 @@ def load_pretrained(path_or_name: str, dtype: torch.dtype) -> tuple[nn.Module, o
         hf_logging.disable_progress_bar()  # a bar for 1.3 million parameters is noise
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        processor = AutoImageProcessor.from_pretrained(source)
+        processor = AutoImageProcessor.from_pretrained(source, backend="pil")
         model, report = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, ImportError) as error:
         raise BackboneError(
@@ -70,6 +77,11 @@ def load_pretrained(path_or_name: str, dtype: torch.dtype) -> tuple[nn.Module, o
         ) from error
     finally:
         hf_logging.enable_progress_bar()
+    if model.config.model_type not in FAMILIES:
+        raise BackboneError(
+            f"backbone {path_or_name!r} is of the family {model.config.model_type!r}; supported: {', '.join(FAMILIES)}. "
+            f"Another family may read its pictures or positions in another way and would be silently wrong"
+        )
     # A causal checkpoint carries its language-model head, which a headless model has no use for.
     unexpected = sorted(key for key in report["unexpected_keys"] if not key.startswith("lm_head"))
     missing = sorted(report["missing_keys"])

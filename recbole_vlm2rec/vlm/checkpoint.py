@@ -45,7 +45,7 @@ def save_checkpoint(
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     if encoder.backbone.peft is not None:
-        encoder.backbone.peft.save_pretrained(str(draft))
+        encoder.backbone.peft.save_pretrained(str(draft), save_embedding_layers=False)  # "auto" would ask the hub each time
     save_file({name: value.detach().cpu().clone() for name, value in penalty.items()}, draft / PENALTY)
     (draft / DESCRIPTION).write_text(json.dumps(dict(description), indent=2), encoding="utf-8")
     if state is not None:

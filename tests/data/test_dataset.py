@@ -121,3 +121,10 @@ def test_real_data_with_many_ties(real_data, tmp_path):
             order = np.argsort(rows["user_id"].numpy())
             asked, targets = expected.targets(part.phase)
             assert (rows["user_id"].numpy()[order] == asked).all() and (rows["item_id"].numpy()[order] == targets).all()
+
+
+def test_a_missing_column_is_named(tmp_path):
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "small.inter").write_text("user_id:token\titem_id:token\nu\ta\n")
+    with pytest.raises(ValueError, match="small.inter, line 1: no column timestamp; it has user_id, item_id"):
+        build(tmp_path, "BPR")

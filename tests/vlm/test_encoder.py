@@ -1,9 +1,12 @@
 """VLMEncoder against a plain per-sequence forward of the Hugging Face model, and its refusals."""
 
+import shutil
+
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoTokenizer, LlamaConfig
 
 from recbole_vlm2rec.vlm.backbone import BackboneError, Lora, assert_language_only
 from recbole_vlm2rec.vlm.encoder import VLMEncoder, _length_groups
@@ -175,11 +178,16 @@ def test_weights_that_cannot_be_had_say_which_and_what_to_do(tmp_path, monkeypat
         VLMEncoder.from_pretrained(str(tmp_path))
 
 
+def test_another_family_is_refused(tmp_path, random_vlm):
+    config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=1024)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    for file in [*random_vlm.glob("tokenizer*"), random_vlm / "preprocessor_config.json"]:
+        shutil.copy(file, tmp_path)
+    with pytest.raises(BackboneError, match="family 'llama'; supported: qwen2_5_vl"):
+        VLMEncoder.from_pretrained(str(tmp_path))
+
+
 def test_missing_weights_are_refused(random_vlm, tmp_path):
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
     folder = tmp_path / "damaged"
     shutil.copytree(random_vlm, folder)
     weights = load_file(folder / "model.safetensors")
