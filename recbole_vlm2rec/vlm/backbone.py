@@ -63,7 +63,7 @@ def load_pretrained(path_or_name: str, dtype: torch.dtype) -> tuple[nn.Module, o
     """
     source = resolve_backbone(path_or_name)
     if path_or_name in SHIPPED:
-        hf_logging.disable_progress_bar()  # a bar for 1.3 million parameters is noise
+        hf_logging.disable_progress_bar()  # a bar for 1.45 million parameters is noise
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         processor = AutoImageProcessor.from_pretrained(source, backend="pil")
