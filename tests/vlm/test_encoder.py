@@ -171,7 +171,8 @@ def test_activation_checkpointing_changes_nothing(random_vlm, pictures):
 
 
 def test_weights_that_cannot_be_had_say_which_and_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # The variable HF_HUB_OFFLINE is read at import: too late here.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(BackboneError, match=r"'no-such/model' cannot be loaded.*\n.*hub.*folder.*tiny"):
         VLMEncoder.from_pretrained("no-such/model")
     with pytest.raises(BackboneError, match="cannot be loaded"):
