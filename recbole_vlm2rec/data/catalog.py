@@ -85,9 +85,10 @@ class Catalog:
         """Raises CatalogError unless each of these items (of `.inter`) stands in the catalogue."""
         absent = [item for item in item_ids if item not in self._titles]
         if absent:
+            inter = self.file.with_suffix(".inter")
             raise CatalogError(
-                f"{self.file}: {len(absent)} items of {self.file.with_suffix('.inter').name} are missing, the first are "
-                f"{', '.join(map(repr, absent[:5]))}; add their lines, or drop their interactions"
+                f"{self.file}: {len(absent)} items of {inter.name} are missing, the first are {', '.join(map(repr, absent[:5]))}"
+                f"{_first_line(inter, absent[0])}; add their lines, or drop their interactions"
             )
 
     def verify_images(self) -> None:
@@ -113,6 +114,18 @@ class Catalog:
             picture = hashlib.sha256(self._images[item].read_bytes()).hexdigest()
             digest.update(f"{item}\t{self._titles[item]}\t{picture}\n".encode())
         return digest.hexdigest()
+
+
+def _first_line(inter: Path, item: str) -> str:
+    """Where `.inter` first names the item, for a message; empty where the file does not say."""
+    if not inter.is_file():
+        return ""
+    lines = _lines(inter)
+    names = [column.split(":")[0] for column in next(lines)[1].split("\t")]
+    place = names.index("item_id") if "item_id" in names else None
+    found = (number for number, line in lines if place is not None and line.split("\t")[place : place + 1] == [item])
+    number = next(found, None)
+    return "" if number is None else f" ({item!r} first on line {number} of {inter.name})"
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:

@@ -235,3 +235,10 @@ def test_the_bundled_shop():
     interactions = (folder / "minishop.inter").read_text(encoding="utf-8").splitlines()
     column = interactions[0].split("\t").index("item_id:token")
     catalog.check_items({line.split("\t")[column] for line in interactions[1:]})
+
+
+def test_an_absent_item_is_named_with_its_line_in_inter(shop):
+    folder = shop("a\tRed shirt\timages/a.png")
+    (folder / "shop.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\nu\ta\t1\nu\tz\t2\nv\tz\t1\n")
+    with pytest.raises(CatalogError, match="the first are 'z' \\('z' first on line 3 of shop.inter\\)"):
+        read(folder).check_items(["a", "z"])
