@@ -1,6 +1,6 @@
 """The evaluation that every trainer shares: one score vector a user, a gather of the candidates, the rank of the positive.
 
-Imports torch and recbole's trainers, metrics (whose functions it passes on) and data.candidates. METHOD section 4.
+Imports torch, recbole's interactions, metrics, measure and data.candidates. METHOD section 4.
 """
 
 from __future__ import annotations
@@ -21,10 +21,7 @@ from recbole.utils import ModelType, calculate_valid_score, set_color  # noqa: E
 
 from recbole_vlm2rec.data.candidates import FullRanking  # noqa: E402
 from recbole_vlm2rec.measure import Meter  # noqa: E402
-from recbole_vlm2rec.metrics import full_ranks, hit, mrr, ndcg, positive_ranks, precision, summary  # noqa: E402
-
-__all__ = ["ProtocolError", "ProtocolMixin", "check_targets", "trainer_class"]
-__all__ += ["full_ranks", "hit", "mrr", "ndcg", "positive_ranks", "precision", "summary"]
+from recbole_vlm2rec.metrics import full_ranks, positive_ranks, summary  # noqa: E402
 
 # Models that score pair by pair get at most so many pairs at once.
 PAIRS = 2**17

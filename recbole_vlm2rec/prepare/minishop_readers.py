@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from recbole_vlm2rec.data.candidates import Histories, draw_candidates
+from recbole_vlm2rec.metrics import positive_ranks, summary
 from recbole_vlm2rec.prepare.products import ATTRIBUTES, IMAGE_ATTRIBUTES, TITLE_ATTRIBUTES, Product
 
 READERS = ("oracle", "map")
@@ -134,22 +135,9 @@ def reference_scores(shop: Shop, negatives: int = 100, seed: int = 2026) -> dict
         for reader in READERS:
             for modality in MODALITIES:
                 given = score_matrix(shop, reader, modality, phase)[user_of_row, item_of_id[drawn.items]]
-                table[reader][modality][phase] = _metrics(_ranks(given, drawn.position))
+                means = summary(positive_ranks(given, drawn.position), ["Hit", "NDCG"], [10, 20])
+                table[reader][modality][phase] = {name: round(mean, 4) for name, mean in means.items()}
     return table
-
-
-def _ranks(given: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """[U] rank from 1 of the column `position` [U] in `given` [U, C]; equal scores rank in the order of the list."""
-    own = np.take_along_axis(given, position[:, None], axis=1)
-    earlier = np.arange(given.shape[1]) < position[:, None]
-    return 1 + ((given > own) | ((given == own) & earlier)).sum(axis=1)
-
-
-def _metrics(ranks: np.ndarray) -> dict[str, float]:
-    """Means over users [U] of Hit@K and NDCG@K (one relevant item: 1 / log2(rank + 1) within K, else 0), to 4 decimals."""
-    gains = 1 / np.log2(ranks + 1)
-    means = {f"hit@{k}": (ranks <= k).mean() for k in (10, 20)} | {f"ndcg@{k}": (gains * (ranks <= k)).mean() for k in (10, 20)}
-    return {name: round(float(mean), 4) for name, mean in means.items()}
 
 
 def infer_tastes(stated: np.ndarray, spread: np.ndarray, appeal: np.ndarray, histories: list[tuple[int, ...]]) -> np.ndarray:
