@@ -1,24 +1,43 @@
-"""A pretrained vision-language model behind one seam: load it, embed pictures, run its headless language model.
+"""A pretrained language model, with eyes or without, behind one seam: load it, embed pictures, run it headless.
 
-Imports torch, transformers and peft only. What differs between model families belongs into `Backbone` and nowhere else.
+Imports torch, transformers and peft only. What differs between model families is looked up (`PICTURE_MARKS`) or asked of the
+model (which arguments its functions take); there is no branch for any one of them.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image, ImageOps
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
+
+# Not from the top: without torchvision, transformers up to 5.17 puts a stand-in there that only raises.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import logging as hf_logging
 
-FAMILIES = ("qwen2_5_vl",)
+_QWEN = ("<|vision_start|>", "<|vision_end|>")
+PICTURE_MARKS = {
+    "qwen2_vl": _QWEN,
+    "qwen2_5_vl": _QWEN,
+    "qwen3_vl": _QWEN,
+    "internvl": ("<img>", "</img>"),
+    "llava": ("", ""),
+    "smolvlm": ("<fake_token_around_image><global-img>", "<fake_token_around_image>"),
+    "gemma3": ("\n\n<start_of_image>", "<end_of_image>\n\n"),
+}
+"""What each family's processor writes before and after the visual tokens of a picture in one piece, by `model_type`."""
+
+_TILING = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")
 SHIPPED = {"tiny": Path(__file__).parent / "tiny"}
 
 
@@ -38,10 +57,15 @@ class Lora:
 
 @dataclass(frozen=True)
 class PictureFeatures:
-    """What the language model reads of one picture: `tokens` [n, d] and the processor's patch grid (t, h, w)."""
+    """What the language model reads of one picture.
+
+    `tokens`: [n, d]. `deep`: further [n, d] that are added behind its first layers (Qwen3-VL), else empty. `grid`: the
+    processor's patch grid (t, h, w) where positions depend on it (Qwen-VL), else None.
+    """
 
     tokens: Tensor
-    grid: Tensor
+    deep: tuple[Tensor, ...] = ()
+    grid: Tensor | None = None
 
 
 def resolve_backbone(name: str) -> str:
@@ -54,20 +78,22 @@ def native_bfloat16(device: torch.device | str) -> bool:
     return torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def load_pretrained(path_or_name: str, dtype: torch.dtype) -> tuple[nn.Module, object, object]:
-    """Headless model, tokenizer and picture processor of a Hugging Face checkpoint.
+def load_pretrained(path_or_name: str, dtype: torch.dtype) -> tuple[nn.Module, object, object | None]:
+    """Headless model, tokenizer and picture processor (None for a model without eyes) of a Hugging Face checkpoint.
 
-    The processor's parts are loaded one by one: `AutoProcessor` of Qwen2.5-VL wants torchvision for its video part. Pictures go
-    through Pillow even where torchvision is installed: the two resize differently, and a checkpoint means the same everywhere.
+    The processor's parts are loaded one by one: `AutoProcessor` wants torchvision for the video part of most families. Pictures
+    go through Pillow even where torchvision is installed: the two resize differently, and a checkpoint means the same everywhere.
     Raises BackboneError when anything is missing, or when weights and architecture do not fit each other.
     """
     source = resolve_backbone(path_or_name)
     if path_or_name in SHIPPED:
         hf_logging.disable_progress_bar()  # a bar for 1.45 million parameters is noise
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # the loading report is judged below, in our own words
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        processor = AutoImageProcessor.from_pretrained(source, backend="pil")
         model, report = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        processor = AutoImageProcessor.from_pretrained(source, backend="pil") if has_eyes(model) else None
     except (OSError, ValueError, ImportError) as error:
         raise BackboneError(
             f"backbone {path_or_name!r} cannot be loaded: {str(error).strip().splitlines()[0]}\n"
@@ -76,14 +102,15 @@ def load_pretrained(path_or_name: str, dtype: torch.dtype) -> tuple[nn.Module, o
             f"or one of the shipped backbones: {', '.join(SHIPPED)}."
         ) from error
     finally:
+        hf_logging.set_verbosity(verbosity)
         hf_logging.enable_progress_bar()
-    if model.config.model_type not in FAMILIES:
+    if processor is not None and model.config.model_type not in PICTURE_MARKS:
         raise BackboneError(
-            f"backbone {path_or_name!r} is of the family {model.config.model_type!r}; supported: {', '.join(FAMILIES)}. "
-            f"Another family may read its pictures or positions in another way and would be silently wrong"
+            f"backbone {path_or_name!r} is of the family {model.config.model_type!r}; families whose pictures can be read: "
+            f"{', '.join(PICTURE_MARKS)}. Another may frame its pictures in another way and would be silently wrong"
         )
     # A causal checkpoint carries its language-model head, which a headless model has no use for.
-    unexpected = sorted(key for key in report["unexpected_keys"] if not key.startswith("lm_head"))
+    unexpected = sorted(key for key in report["unexpected_keys"] if "lm_head" not in key.split("."))
     missing = sorted(report["missing_keys"])
     if missing or unexpected:
         raise BackboneError(
@@ -93,13 +120,19 @@ def load_pretrained(path_or_name: str, dtype: torch.dtype) -> tuple[nn.Module, o
     return model, tokenizer, processor
 
 
+def has_eyes(model: nn.Module) -> bool:
+    """Whether the model reads pictures at all, or text alone."""
+    return hasattr(model, "get_image_features")
+
+
 class Backbone(nn.Module):
     """The headless model with its tokenizer and picture processor.
 
     Args:
         model, tokenizer, processor: as `load_pretrained` gives them.
-        max_visual_tokens: upper bound on the visual tokens of one picture. The processor shrinks larger pictures; the
-            checkpoints' own default admits thousands of tokens, so it is always pinned here.
+        max_visual_tokens: upper bound on the visual tokens of one picture, for families whose processor can shrink pictures
+            (Qwen-VL; their checkpoints' own default admits thousands of tokens). The others read every picture in as many tokens
+            as they were built for; a picture is never cut into several tiles.
         lora: where given, LoRA adapters on the language model become the only trainable weights.
     """
 
@@ -107,17 +140,39 @@ class Backbone(nn.Module):
         super().__init__()
         self.model, self.tokenizer, self.processor = model, tokenizer, processor
         self.decoder_name = next(name for name, module in model.named_modules() if module is model.get_decoder())
-        self.merge = processor.merge_size
-        side = processor.patch_size * self.merge
         if max_visual_tokens < 1:
             raise BackboneError(f"max_visual_tokens is {max_visual_tokens}: a picture needs at least one token")
-        # Qwen processors' `size` entries are pixel counts, not edges.
-        budget = max_visual_tokens * side * side
-        processor.size = {"shortest_edge": min(processor.size["shortest_edge"], budget), "longest_edge": budget}
-        self.vision_start, self.vision_end = model.config.vision_start_token_id, model.config.vision_end_token_id
-        self.image_token = model.config.image_token_id
+        self.max_visual_tokens = max_visual_tokens
+        self.image_token = None
+        if processor is not None:
+            self.image_token = model.config.image_token_id
+            self._before, self._after = (self._special(mark) for mark in PICTURE_MARKS[model.config.model_type])
+            self._pin_picture_size()
+        # What the tokenizer puts before any text: nothing for Qwen, `<s>` or `<bos>` for Llama's and Gemma's, which need it.
+        self.start_ids = [token for token in tokenizer("")["input_ids"][:1] if token == tokenizer.bos_token_id]
         model.requires_grad_(False)
         self.peft = self._add_lora(lora) if lora else None
+
+    def _special(self, mark: str) -> list[int]:
+        """Ids of the tokens around a picture; raises BackboneError where the tokenizer takes one of them for plain text."""
+        known = self.tokenizer.get_added_vocab()
+        if unknown := [token for token in re.findall(r"<[^<>]+>", mark) if token not in known]:
+            raise BackboneError(
+                f"the tokenizer does not know {unknown[0]}, which family {self.model.config.model_type!r} puts around a picture; "
+                f"is it the tokenizer of this checkpoint?"
+            )
+        return self.tokenizer(mark, add_special_tokens=False)["input_ids"]
+
+    def _pin_picture_size(self) -> None:
+        for switch in _TILING:
+            if hasattr(self.processor, switch):
+                setattr(self.processor, switch, False)
+        if hasattr(self.processor, "merge_size"):
+            # These processors' `size` entries are pixel counts, not edges.
+            side = self.processor.patch_size * self.processor.merge_size
+            budget = self.max_visual_tokens * side * side
+            least = min(self.processor.size["shortest_edge"], budget)
+            self.processor.size = {"shortest_edge": least, "longest_edge": budget}
 
     def _add_lora(self, lora: Lora) -> PeftModel:
         # Suffixes alone would also hit the vision tower's layers: the pattern is anchored at the language model.
@@ -157,48 +212,92 @@ class Backbone(nn.Module):
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def picture_ids(self, features: PictureFeatures) -> list[int]:
-        """The token ids that stand for one picture in a prompt; the last one is the closing vision token."""
-        return [self.vision_start, *[self.image_token] * len(features.tokens), self.vision_end]
+        """The token ids that stand for one picture in a prompt, with what the family puts around it."""
+        return [*self._before, *[self.image_token] * len(features.tokens), *self._after]
 
     @torch.no_grad()
     def embed_pictures(self, pictures: Sequence[Path | Image.Image]) -> list[PictureFeatures]:
         """Visual tokens of each picture from the frozen tower and projector; raises BackboneError naming the picture."""
-        opened = [_open_rgb(picture) for picture in pictures]
+        if self.processor is None:
+            raise BackboneError(f"family {self.model.config.model_type!r} reads text alone; use modalities: text")
+        batch = self.picture_inputs(pictures)
+        outputs = self.model.get_image_features(**batch, return_dict=True)
+        tokens = outputs.pooler_output
+        if len(tokens) != len(pictures):
+            raise BackboneError(f"{len(pictures)} pictures came out of the vision tower as {len(tokens)}; this cannot be read")
+        # Older transformers keep some families' features in one tensor, newer ones in a list: handed back as they came.
+        self._stacked = isinstance(tokens, Tensor)
+        layers = getattr(outputs, "deepstack_features", None) or []
+        self._layers_stacked = [isinstance(layer, Tensor) for layer in layers]
+        sizes = [len(picture) for picture in tokens]
+        deep = [layer.split(sizes) if isinstance(layer, Tensor) else layer for layer in layers]
+        grids = batch.get("image_grid_thw", [None] * len(pictures))
+        return [
+            PictureFeatures(part, tuple(layer[place] for layer in deep), grid)
+            for place, (part, grid) in enumerate(zip(tokens, grids, strict=True))
+        ]
+
+    def picture_inputs(self, pictures: Sequence[Path | Image.Image]) -> dict[str, Tensor]:
+        """The processor's tensors for these pictures, on the device, as far as the vision tower takes them."""
         try:
-            batch = self.processor(images=opened, return_tensors="pt")
+            # Each picture in a list of its own: Idefics' processors would take a flat list for one sample's pictures.
+            batch = self.processor(images=[[_open_rgb(picture)] for picture in pictures], return_tensors="pt")
         except ValueError as error:
             names = ", ".join(map(str, pictures[:3]))
             raise BackboneError(f"the picture processor refuses one of {names}…: {error}") from error
-        grids = batch["image_grid_thw"]
-        outputs = self.model.get_image_features(batch["pixel_values"].to(self.device), grids.to(self.device), return_dict=True)
-        return [PictureFeatures(tokens, grid) for tokens, grid in zip(outputs.pooler_output, grids, strict=True)]
+        taken = inspect.signature(self.model.get_image_features).parameters
+        return {name: tensor.to(self.device) for name, tensor in batch.items() if name in taken}
 
     def hidden_states(self, ids: Tensor, mask: Tensor, pictures: Sequence[PictureFeatures]) -> Tensor:
         """Last hidden states [B, T, d], after the final norm, of right-padded `ids` [B, T] with `mask` [B, T].
 
         `pictures`: features of all pictures of the batch in reading order. Gradients reach the LoRA weights only.
         """
-        embeddings = self.model.get_input_embeddings()(ids)
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+        kinds = (ids == self.image_token).int() if pictures else torch.zeros_like(ids, dtype=torch.int)
         if pictures:
-            tokens = torch.cat([picture.tokens.to(self.device, embeddings.dtype) for picture in pictures])
-            embeddings = embeddings.masked_scatter((ids == self.image_token).unsqueeze(-1), tokens)
+            inputs["pixel_values"] = ids.new_empty(0)  # never looked at: `_given` answers instead of the tower
+        if pictures and pictures[0].grid is not None:
             grids = torch.stack([picture.grid for picture in pictures]).to(self.device)
-            # Given explicitly: without token types Qwen2.5-VL silently falls back to one-dimensional positions.
-            kinds = (ids == self.image_token).int()
-            positions = self.model.get_rope_index(ids, kinds, image_grid_thw=grids, attention_mask=mask)[0]
-        else:
-            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            # Given explicitly: without token types Qwen-VL silently falls back to one-dimensional positions.
+            inputs["image_grid_thw"] = grids
+            inputs["position_ids"] = self.model.get_rope_index(ids, kinds, image_grid_thw=grids, attention_mask=mask)[0]
+        if "token_type_ids" in inspect.signature(self.model.forward).parameters:
+            inputs["token_type_ids"] = kinds  # Gemma 3 reads the tokens of one picture in both directions
         # Under autocast the adapters' float32 weights do not pull a bfloat16 model's activations up to float32.
         half = self.model.dtype == torch.bfloat16
-        with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=half):
-            outputs = self.model(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False)
-        return outputs.last_hidden_state
+        with self._given(pictures), torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=half):
+            return self.model(**inputs, use_cache=False).last_hidden_state
+
+    @contextmanager
+    def _given(self, pictures: Sequence[PictureFeatures]) -> Iterator[None]:
+        """While open, the model that asks its tower for these pictures gets the features computed before.
+
+        The model's own forward then does with them what it always does, whatever the family and the version of transformers.
+        """
+        if not pictures:
+            yield
+            return
+        dtype = self.model.dtype
+        tokens = [picture.tokens.to(self.device, dtype) for picture in pictures]
+        layers = [[part.to(self.device, dtype) for part in layer] for layer in zip(*(picture.deep for picture in pictures))]
+        answer = SimpleNamespace(
+            pooler_output=torch.stack(tokens) if self._stacked else tokens,
+            deepstack_features=[
+                torch.cat(layer) if stacked else layer for layer, stacked in zip(layers, self._layers_stacked, strict=True)
+            ],
+        )
+        self.model.get_image_features = lambda *_, **__: answer
+        try:
+            yield
+        finally:
+            del self.model.get_image_features
 
 
 def assert_language_only(model: nn.Module, decoder_name: str) -> None:
     """Raises BackboneError unless the trainable weights are LoRA weights inside the language model, and there are some."""
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    outside = [name for name in trainable if "lora_" not in name or not name.startswith(decoder_name)]
+    outside = [name for name in trainable if "lora_" not in name or not name.startswith(decoder_name + "." * bool(decoder_name))]
     if outside or not trainable:
         raise BackboneError(
             f"LoRA must train weights of the language model ({decoder_name!r}) and nothing else; "

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from recbole_vlm2rec.vlm.backbone import Backbone, Lora, PictureFeatures, load_pretrained
 from recbole_vlm2rec.vlm.prompts import Picture, Prompt, image_prompt, interleaved_prompt, text_prompt
+from recbole_vlm2rec.vlm.selftest import self_test
 
 PICTURE_BATCH = 64
 
@@ -28,11 +29,12 @@ class VLMEncoder(nn.Module):
         token_budget: padded tokens of one forward at most (a single longer prompt still runs, alone). Speed and memory
             only: the vectors do not depend on it.
         max_title_tokens: longer titles are cut after so many tokens; None leaves them whole.
+        pad: whether prompts of unlike length share a forward; `selftest` says whether the backbone bears it.
     """
 
-    def __init__(self, backbone: Backbone, token_budget: int = 8192, max_title_tokens: int | None = None):
+    def __init__(self, backbone: Backbone, token_budget: int = 8192, max_title_tokens: int | None = None, *, pad: bool = True):
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.pad = backbone, pad
         self.token_budget, self.max_title_tokens = token_budget, max_title_tokens
         self.features: dict[Path, PictureFeatures] = {}
         self._tokens = lru_cache(maxsize=1 << 16)(backbone.tokenize)
@@ -50,10 +52,10 @@ class VLMEncoder(nn.Module):
         token_budget: int = 8192,
         max_title_tokens: int | None = None,
     ) -> VLMEncoder:
-        """Loads `tiny`, a local folder or a hub name. Raises BackboneError saying which name, why, and what to do."""
+        """Loads `tiny`, a local folder or a hub name, and tests it. Raises BackboneError saying which, why, and what to do."""
         model, tokenizer, processor = load_pretrained(path_or_name, dtype)
         backbone = Backbone(model.to(device), tokenizer, processor, max_visual_tokens, lora).to(device)
-        return cls(backbone, token_budget, max_title_tokens)
+        return cls(backbone, token_budget, max_title_tokens, pad=self_test(backbone))
 
     @property
     def hidden_size(self) -> int:
@@ -80,7 +82,7 @@ class VLMEncoder(nn.Module):
         ids = [self._prompt_ids(prompt, features) for prompt in distinct]
         vectors: list[Tensor] = [None] * len(ids)
         keys = list(distinct)
-        for rows in _length_groups([len(tokens) for tokens in ids], self.token_budget):
+        for rows in _length_groups([len(tokens) for tokens in ids], self.token_budget, waste=0.25 if self.pad else 0.0):
             pictures = [features[part] for row in rows for part in keys[row] if isinstance(part, Picture)]
             for row, vector in zip(rows, self._last_token([ids[row] for row in rows], pictures), strict=True):
                 vectors[row] = vector
@@ -97,7 +99,7 @@ class VLMEncoder(nn.Module):
         return hidden[torch.arange(len(ids), device=device), lengths.to(device) - 1]
 
     def _prompt_ids(self, prompt: Prompt, features: dict) -> list[int]:
-        ids: list[int] = []
+        ids: list[int] = list(self.backbone.start_ids)
         for part in prompt:
             ids += self.backbone.picture_ids(features[part]) if isinstance(part, Picture) else self._tokens(part)
         return ids

@@ -63,6 +63,11 @@ class ItemEncoder(nn.Module):
             raise ValueError(
                 f"fusion internal reads titles and pictures in one prompt; modalities {modalities} has no use for it"
             )
+        if modalities != "text" and encoder.backbone.processor is None:
+            family = encoder.backbone.model.config.model_type
+            raise ValueError(
+                f"the backbone's family, {family!r}, reads text alone; modalities: text (and objective sft or none) suit it"
+            )
         self.encoder, self.titles, self.pictures = encoder, titles, pictures
         self.fusion, self.modalities = fusion, MODALITIES[modalities]
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from recbole_vlm2rec import objectives
 from recbole_vlm2rec.config import Config
 from recbole_vlm2rec.quick_start import prepare, run
 from recbole_vlm2rec.registry import get_model, get_trainer
+from recbole_vlm2rec.vlm.backbone import SHIPPED
 
 
 @pytest.fixture
@@ -119,6 +121,17 @@ def test_internal_fusion_and_single_modalities_run(settings):
         for choice in [("fusion", "internal"), ("modalities", "text"), ("modalities", "image")]
     }
     assert len({tuple(metrics.values()) for metrics in scores.values()}) == 3
+
+
+def test_a_language_model_without_eyes_is_trained_on_titles(settings, tmp_path):
+    words = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 1024}
+    AutoModelForCausalLM.from_config(LlamaConfig(**words)).save_pretrained(tmp_path / "llama")
+    AutoTokenizer.from_pretrained(SHIPPED["tiny"]).save_pretrained(tmp_path / "llama")
+    chosen = {**settings["VLM2Rec"], "backbone": str(tmp_path / "llama"), "objective": "sft", "epochs": 1}
+    result = run("VLM2Rec", config_dict={**chosen, "modalities": "text"})
+    assert result["epochs"] == 1 and 0 < result["test"]["ndcg@20"] < 1
+    with pytest.raises(ValueError, match="family, 'llama', reads text alone; modalities: text"):
+        run("VLM2Rec", config_dict=chosen)
 
 
 @pytest.mark.parametrize("changes, words", [

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from recbole_vlm2rec.prepare.products import random_product, render
 from recbole_vlm2rec.vlm.backbone import SHIPPED
@@ -21,7 +22,7 @@ def random_vlm(tmp_path_factory) -> Path:
     config.text_config.initializer_range = config.vision_config.initializer_range = 0.1
     AutoModelForImageTextToText.from_config(config, dtype=torch.float32).save_pretrained(folder)
     AutoTokenizer.from_pretrained(SHIPPED["tiny"]).save_pretrained(folder)
-    AutoImageProcessor.from_pretrained(SHIPPED["tiny"]).save_pretrained(folder)
+    AutoImageProcessor.from_pretrained(SHIPPED["tiny"], backend="pil").save_pretrained(folder)
     return folder
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from recbole_vlm2rec.vlm.backbone import BackboneError, Lora, assert_language_only
 from recbole_vlm2rec.vlm.encoder import VLMEncoder, _length_groups
@@ -21,7 +22,7 @@ class PlainLoop:
     def __init__(self, folder, max_visual_tokens):
         self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.processor = AutoImageProcessor.from_pretrained(folder)
+        self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
         self.processor.size = {"shortest_edge": 56 * 56, "longest_edge": max_visual_tokens * 28 * 28}
 
     @torch.no_grad()
@@ -176,15 +177,6 @@ def test_weights_that_cannot_be_had_say_which_and_what_to_do(tmp_path, monkeypat
     with pytest.raises(BackboneError, match=r"'no-such/model' cannot be loaded.*\n.*hub.*folder.*tiny"):
         VLMEncoder.from_pretrained("no-such/model")
     with pytest.raises(BackboneError, match="cannot be loaded"):
-        VLMEncoder.from_pretrained(str(tmp_path))
-
-
-def test_another_family_is_refused(tmp_path, random_vlm):
-    config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=1024)
-    AutoModel.from_config(config).save_pretrained(tmp_path)
-    for file in [*random_vlm.glob("tokenizer*"), random_vlm / "preprocessor_config.json"]:
-        shutil.copy(file, tmp_path)
-    with pytest.raises(BackboneError, match="family 'llama'; supported: qwen2_5_vl"):
         VLMEncoder.from_pretrained(str(tmp_path))
 
 

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoModel, AutoModelForImageTextToText, AutoTokenizer
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from recbole_vlm2rec.prepare.products import (
     IMAGE_ATTRIBUTES,
@@ -120,7 +121,7 @@ def test_a_title_ends_on_a_stable_token_boundary(tokenizer, entries):
 
 
 def test_a_product_picture_makes_four_visual_tokens(products):
-    batch = AutoImageProcessor.from_pretrained(TINY)(images=[render(products[0])], return_tensors="pt")
+    batch = AutoImageProcessor.from_pretrained(TINY, backend="pil")(images=[render(products[0])], return_tensors="pt")
     assert batch["image_grid_thw"].tolist() == [[1, 4, 4]]
     tokens = AutoModel.from_pretrained(TINY).float().get_image_features(**batch, return_dict=True).pooler_output
     assert [tuple(picture.shape) for picture in tokens] == [(4, 128)]

@@ -1,0 +1,88 @@
+"""What a backbone is asked before it is trusted: each fast path against the slow one, on two noise pictures and a few words.
+
+Imports torch, pillow and the backbone only. Run once when an encoder is loaded: three short forwards of the language model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+
+from recbole_vlm2rec.vlm.backbone import Backbone, BackboneError, PictureFeatures
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest relative difference between two ways to one vector that rounding explains; wrong positions give 0.1 and more."""
+
+
+@torch.no_grad()
+def self_test(backbone: Backbone) -> bool:
+    """Whether prompts of unlike length may share a forward, padded; a warning names the backbone for which they may not.
+
+    Raises BackboneError where features that were computed before, and are handed to the language model, give another vector
+    than the model makes of the pixels by itself: such a backbone would be silently wrong on every path.
+    """
+    family, tolerance = backbone.model.config.model_type, TOLERANCE.get(backbone.model.dtype, 5e-2)
+    words = backbone.tokenize("0) one, 1) another, 2) a third")
+    prompts, pictures, inputs = [[*backbone.start_ids, *words]], [], {}
+    if backbone.processor is not None:
+        pixels = torch.randint(0, 256, (90, 60, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+        noise = [Image.fromarray(pixels), Image.fromarray(pixels.swapaxes(0, 1).copy())]
+        pictures, inputs = backbone.embed_pictures(noise), backbone.picture_inputs(noise)
+        prompt = list(backbone.start_ids)
+        for picture in pictures:
+            prompt += [*words[:3], *backbone.picture_ids(picture)]
+        prompts.append(prompt)
+        if (most := max(len(picture.tokens) for picture in pictures)) > backbone.max_visual_tokens:
+            warnings.warn(
+                f"family {family!r} reads every picture in {most} visual tokens; max_visual_tokens: "
+                f"{backbone.max_visual_tokens} cannot make them fewer",
+                stacklevel=3,
+            )
+    alone = [_last(backbone, [prompt], pictures if prompt is prompts[-1] else []) for prompt in prompts]
+    if pictures and not (apart := _difference(alone[1], _from_pixels(backbone, prompts[1], inputs))) <= tolerance:
+        raise BackboneError(
+            f"family {family!r} under transformers {transformers.__version__}: a picture's features, computed once and kept, "
+            f"give another vector than its pixels (relative difference {apart:.1e}, {tolerance:.0e} may be rounding). "
+            f"Every result would be wrong; try another version of transformers"
+        )
+    if not pictures:
+        prompts.append(prompts[0] + words)
+        alone.append(_last(backbone, [prompts[1]], []))
+    apart = _difference(torch.cat(alone), _last(backbone, prompts, pictures))
+    if not apart <= tolerance:
+        warnings.warn(
+            f"family {family!r}: a prompt that is padded in a batch gives another vector than alone (relative difference "
+            f"{apart:.1e}); only prompts of equal length share a forward, which is slower and exact",
+            stacklevel=3,
+        )
+    return apart <= tolerance
+
+
+def _from_pixels(backbone: Backbone, prompt: list[int], inputs: dict[str, Tensor]) -> Tensor:
+    """[1, d] with positions, masks and visual tokens as the model itself works them out."""
+    ids = torch.tensor([prompt], device=backbone.device)
+    kinds = (ids == backbone.image_token).int()
+    taken = inspect.signature(backbone.model.forward).parameters
+    inputs = {**inputs, **{name: kinds for name in ("mm_token_type_ids", "token_type_ids") if name in taken}}
+    return backbone.model(input_ids=ids, use_cache=False, **inputs).last_hidden_state[:, -1]
+
+
+def _last(backbone: Backbone, prompts: list[list[int]], pictures: list[PictureFeatures]) -> Tensor:
+    """[B, d]: hidden states of the last real tokens."""
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=backbone.device)
+    ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long, device=backbone.device)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = torch.tensor(prompt)
+    mask = (torch.arange(ids.shape[1], device=backbone.device) < lengths[:, None]).long()
+    return backbone.hidden_states(ids, mask, pictures)[torch.arange(len(prompts)), lengths - 1]
+
+
+def _difference(vectors: Tensor, others: Tensor) -> float:
+    """Largest relative distance of two rows; not a number where a vector is none."""
+    vectors, others = vectors.float(), others.float()
+    return ((vectors - others).norm(dim=-1) / others.norm(dim=-1)).max().item()
