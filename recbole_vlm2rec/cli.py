@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--dataset", help="embed this data set's items (default: the one trained on)")
     export.add_argument("--data_path", help="folder of data sets (default: as in training)")
     export.add_argument("--device", help="torch device (default: the GPU where there is one)")
+    export.add_argument("--feature_cache", help="folder of visual tokens (default: features/ beside the run folder)")
     export.set_defaults(command=_export)
 
     benchmark = commands.add_parser("benchmark", help="measure training, embedding and evaluation speed and peak memory")
@@ -129,7 +130,14 @@ def _prepare_minishop(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from recbole_vlm2rec.export import export
 
-    folder = export(options.checkpoint, options.out, options.dataset, options.data_path, options.device)
+    folder = export(
+        options.checkpoint,
+        options.out,
+        options.dataset,
+        options.data_path,
+        options.device,
+        feature_cache=options.feature_cache,
+    )
     print(f"export: {folder}")
 
 

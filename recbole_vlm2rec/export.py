@@ -28,6 +28,7 @@ def export(
     data_path: str | Path | None = None,
     device: str | None = None,
     show_progress: bool = True,
+    feature_cache: str | Path | None = None,
 ) -> Path:
     """Writes the export folder `out` for the items of `dataset` (default: the one the checkpoint was trained on).
 
@@ -35,6 +36,7 @@ def export(
         checkpoint: a run folder or its `checkpoint/`.
         data_path: folder that holds the data set's folder; default as in training.
         device: torch device; default the GPU where there is one.
+        feature_cache: folder of visual tokens (`vlm.features`); default `features/` beside the run folder, as in training.
     Returns the folder. Raises CheckpointError, CatalogError, BackboneError or EmbeddingsError with what is wrong and where.
     """
     embeddings.check_place(out)  # now, not after the work
@@ -49,6 +51,9 @@ def export(
     titles = [catalog.title(item) for item in catalog.item_ids]
     pictures = [catalog.image(item) for item in catalog.item_ids]
     items = ItemEncoder(encoder, titles, pictures, settings["fusion"], settings["modalities"])
+    if "image" in settings["modalities"]:
+        beside = checkpoint_folder(checkpoint).resolve().parent.parent / "features"
+        encoder.keep_pictures(pictures, feature_cache or beside, show_progress)
 
     parts = []
     with torch.no_grad(), tqdm(total=len(catalog), desc="Embed items", unit="item", disable=not show_progress) as progress:

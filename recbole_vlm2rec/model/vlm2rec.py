@@ -5,6 +5,8 @@ Imports recbole (the abstract model), vlm and objectives. One encoder reads hist
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from recbole.model.abstract_recommender import SequentialRecommender
@@ -62,6 +64,9 @@ class VLM2Rec(SequentialRecommender):
                 f"objective {config['objective']} compares text with image embeddings: it needs fusion: external and modalities: "
                 f"text+image. With fusion {config['fusion']} and modalities {config['modalities']} use objective sft or none"
             )
+        if (cache := config["feature_cache"]) and "image" in config["modalities"]:
+            folder = Path(config["checkpoint_dir"]) / "features" if cache == "auto" else cache
+            encoder.keep_pictures(pictures[1:], folder, self.show_progress)
         if config["gradient_checkpointing"]:
             encoder.backbone.checkpoint_activations()
         # In bf16 these two would never move: they stay in fp32 whatever the backbone's type (METHOD section 3).
@@ -162,7 +167,9 @@ def _objective_terms(objective: str) -> tuple[str, ...]:
 
 
 def _lora(config) -> Lora:
-    return Lora(config["lora_rank"], config["lora_alpha"], config["lora_dropout"], tuple(config["lora_targets"]))
+    return Lora(
+        config["lora_rank"], config["lora_alpha"], config["lora_dropout"], tuple(config["lora_targets"]), config["lora_scope"]
+    )
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

@@ -47,12 +47,21 @@ class BackboneError(RuntimeError):
 
 @dataclass(frozen=True)
 class Lora:
-    """LoRA on the language model (METHOD section 2): W + (alpha / rank) B A on every linear layer named in `targets`."""
+    """LoRA (METHOD section 2): W + (alpha / rank) B A on every linear layer named in `targets`.
+
+    `scope`: `language`, the language model's layers only (the paper's), or `all`, the vision tower's and projector's of those
+    names too. Raises BackboneError for another.
+    """
 
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.2
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    scope: str = "language"
+
+    def __post_init__(self) -> None:
+        if self.scope not in ("language", "all"):
+            raise BackboneError(f"lora_scope is {self.scope!r}: use language or all")
 
 
 @dataclass(frozen=True)
@@ -151,6 +160,7 @@ class Backbone(nn.Module):
         # What the tokenizer puts before any text: nothing for Qwen, `<s>` or `<bos>` for Llama's and Gemma's, which need it.
         self.start_ids = [token for token in tokenizer("")["input_ids"][:1] if token == tokenizer.bos_token_id]
         model.requires_grad_(False)
+        self.frozen_tower = lora is None or lora.scope == "language"
         self.peft = self._add_lora(lora) if lora else None
 
     def _special(self, mark: str) -> list[int]:
@@ -177,7 +187,8 @@ class Backbone(nn.Module):
     def _add_lora(self, lora: Lora) -> PeftModel:
         # Suffixes alone would also hit the vision tower's layers: the pattern is anchored at the language model.
         names = "|".join(re.escape(target) for target in lora.targets)
-        pattern = rf"{re.escape(self.decoder_name)}\..*\.({names})" if self.decoder_name else rf".*\.({names})"
+        anchored = self.decoder_name and lora.scope == "language"
+        pattern = rf"{re.escape(self.decoder_name)}\..*\.({names})" if anchored else rf".*\.({names})"
         settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=pattern)
         try:
             with warnings.catch_warnings():
@@ -189,7 +200,8 @@ class Backbone(nn.Module):
                 f"no layer of the language model ({self.decoder_name!r}) has one of the LoRA target names "
                 f"{', '.join(lora.targets)}"
             ) from error
-        assert_language_only(self.model, self.decoder_name)
+        if lora.scope == "language":
+            assert_language_only(self.model, self.decoder_name)
         return peft
 
     def checkpoint_activations(self) -> None:
@@ -215,13 +227,16 @@ class Backbone(nn.Module):
         """The token ids that stand for one picture in a prompt, with what the family puts around it."""
         return [*self._before, *[self.image_token] * len(features.tokens), *self._after]
 
-    @torch.no_grad()
     def embed_pictures(self, pictures: Sequence[Path | Image.Image]) -> list[PictureFeatures]:
-        """Visual tokens of each picture from the frozen tower and projector; raises BackboneError naming the picture."""
+        """Visual tokens of each picture from tower and projector, without a gradient where these are frozen.
+
+        Raises BackboneError naming the picture that cannot be read.
+        """
         if self.processor is None:
             raise BackboneError(f"family {self.model.config.model_type!r} reads text alone; use modalities: text")
         batch = self.picture_inputs(pictures)
-        outputs = self.model.get_image_features(**batch, return_dict=True)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_tower):
+            outputs = self.model.get_image_features(**batch, return_dict=True)
         tokens = outputs.pooler_output
         if len(tokens) != len(pictures):
             raise BackboneError(f"{len(pictures)} pictures came out of the vision tower as {len(tokens)}; this cannot be read")

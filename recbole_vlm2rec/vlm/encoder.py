@@ -1,13 +1,14 @@
 """VLMEncoder: sequences of titles and pictures in, one vector a sequence out (METHOD section 2, eq. 1).
 
-Imports torch, transformers and peft only. Batches are grouped by length, each distinct prompt runs once, and a
-picture's visual tokens are computed once as long as the vision tower is frozen. All of it is exact.
+Imports torch and the rest of this room only. Batches are grouped by length, each distinct prompt runs once, and a picture's
+visual tokens are computed once as long as the vision tower is frozen, and kept on disk if asked. All of it is exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from logging import getLogger
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from recbole_vlm2rec.vlm.backbone import Backbone, Lora, PictureFeatures, load_pretrained
+from recbole_vlm2rec.vlm.features import FeatureStore
 from recbole_vlm2rec.vlm.prompts import Picture, Prompt, image_prompt, interleaved_prompt, text_prompt
 from recbole_vlm2rec.vlm.selftest import self_test
 
@@ -37,6 +39,7 @@ class VLMEncoder(nn.Module):
         self.backbone, self.pad = backbone, pad
         self.token_budget, self.max_title_tokens = token_budget, max_title_tokens
         self.features: dict[Path, PictureFeatures] = {}
+        self.store: FeatureStore | None = None
         self._tokens = lru_cache(maxsize=1 << 16)(backbone.tokenize)
         self._clip_title = lru_cache(maxsize=1 << 16)(self._clip)
 
@@ -56,6 +59,19 @@ class VLMEncoder(nn.Module):
         model, tokenizer, processor = load_pretrained(path_or_name, dtype)
         backbone = Backbone(model.to(device), tokenizer, processor, max_visual_tokens, lora).to(device)
         return cls(backbone, token_budget, max_title_tokens, pad=self_test(backbone))
+
+    def keep_pictures(self, pictures: Iterable[Path], folder: str | Path, show_progress: bool = False) -> None:
+        """Computes the visual tokens of these pictures unless `folder` holds them (`features`), and reads them from there.
+
+        Does nothing, and says so, where training reaches the vision tower. Raises BackboneError for a picture that cannot be
+        read and a folder that cannot be written.
+        """
+        if not self.backbone.frozen_tower:
+            getLogger(__name__).info("visual tokens are not kept: lora_scope all trains the vision tower, so they change")
+            return
+        store = FeatureStore(folder, self.backbone)
+        store.compute(pictures, show_progress)
+        self.store = store
 
     @property
     def hidden_size(self) -> int:
@@ -105,17 +121,22 @@ class VLMEncoder(nn.Module):
         return ids
 
     def _picture_features(self, prompts: Iterable[Prompt]) -> dict[Picture, PictureFeatures]:
-        """Features of every picture in the prompts. Files are remembered, open images (which may change) are not."""
+        """Features of every picture in the prompts. Files are remembered while the tower is frozen; open images are not."""
         wanted = dict.fromkeys(part for prompt in prompts for part in prompt if isinstance(part, Picture))
-        found = {picture: self.features[picture.key] for picture in wanted if picture.key in self.features}
+        found = {picture: known for picture in wanted if (known := self._known(picture)) is not None}
         new = [picture for picture in wanted if picture not in found]
         for start in range(0, len(new), PICTURE_BATCH):
             batch = new[start : start + PICTURE_BATCH]
             for picture, features in zip(batch, self.backbone.embed_pictures([p.source for p in batch]), strict=True):
                 found[picture] = features
-                if isinstance(picture.source, Path):
+                if self.backbone.frozen_tower and isinstance(picture.source, Path):
                     self.features[picture.key] = features
         return found
+
+    def _known(self, picture: Picture) -> PictureFeatures | None:
+        if self.store is not None and picture.key in self.store:
+            return self.store[picture.key]
+        return self.features.get(picture.key)
 
     def _clip(self, title: str) -> str:
         if self.max_title_tokens is None:
