@@ -58,11 +58,12 @@ class InteractionsBuilder:
         self._rated |= rating is not None
         self._ratings.append(float("nan") if rating is None else rating)
 
-    def build(self) -> Interactions:
+    def build(self, times: array | None = None) -> Interactions:
+        """`times` [n] instead of those added, where they are known only now."""
         return Interactions(
             np.array(self._users, np.int32),
             np.array(self._items, np.int32),
-            np.array(self._times, np.float64),
+            np.array(self._times if times is None else times, np.float64),
             np.array(self._ratings, np.float64) if self._rated else None,
             list(self._user_codes),
             list(self._item_codes),

@@ -31,8 +31,9 @@ class BadLines:
         self.first: list[tuple[int, str]] = []
         self.lines = 0
 
-    def add(self, line: int, reason: str) -> None:
-        self.count += 1
+    def add(self, line: int, reason: str, lines: int = 1) -> None:
+        """Counts a bad line, or a bad row that begins there and goes over several."""
+        self.count += lines
         if len(self.first) < _NAMED:
             self.first.append((line, reason))
 
