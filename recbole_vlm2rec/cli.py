@@ -6,10 +6,15 @@ Imports a room only when its command is called: `--help` takes no torch and no r
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+
+from recbole_vlm2rec.prepare.commands import add_commands
+
+_OPTION = re.compile(r"^--([A-Za-z][\w-]*)")
 
 RUN_HELP = """\
 usage: run_recbole_vlm2rec.py [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"] [--key=value …]
@@ -31,14 +36,14 @@ Every run gets a folder in --checkpoint_dir (default saved/): checkpoint, result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status (0 done, 2 wrong input, 130 interrupted)."""
+    """Runs one command; returns the exit status (0 done, 1 a check that failed, 2 wrong input, 130 interrupted)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if argv[:1] == ["run"]:
             return _run(argv[1:])
-        options = _parser().parse_args(argv)
-        options.command(options)
-        return 0
+        # `--dry-run` and `--dry_run` are one flag; values stay as they are.
+        options = _parser().parse_args([_OPTION.sub(lambda name: "--" + name[1].replace("-", "_"), word) for word in argv])
+        return options.command(options) or 0
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
@@ -71,15 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("run", help="train and evaluate a model (run --help)")
 
-    prepare = commands.add_parser("prepare", help="make a data set").add_subparsers(required=True, metavar="SOURCE")
-    shop = prepare.add_parser("minishop", help="generate the bundled shop, or one like it")
-    shop.add_argument("--out", type=Path, default=Path("atomic_data"), help="folder of data sets (default: atomic_data)")
-    shop.add_argument("--name", default="minishop", help="name of the data set (default: minishop)")
-    shop.add_argument("--seed", type=int, default=2026, help="the same seed gives the same files, bit for bit (default: 2026)")
-    shop.add_argument(
-        "--preset", choices=("balanced", "text-heavy", "image-heavy"), default="balanced", help="which side drives purchases"
-    )
-    shop.set_defaults(command=_prepare_minishop)
+    add_commands(commands.add_parser("prepare", help="make a data set").add_subparsers(required=True, metavar="SOURCE"))
 
     export = commands.add_parser("export", help="write the item embeddings of a trained VLM2Rec")
     export.add_argument("--checkpoint", required=True, help="run folder of a VLM2Rec run, or its checkpoint/")
@@ -103,7 +100,11 @@ def _parser() -> argparse.ArgumentParser:
 
     study = commands.add_parser("study", help="the modality collapse study on generated shops (about an hour on two cores)")
     study.add_argument(
-        "--out", type=Path, default=Path("runs/study"), help="folder of shops, runs and the report; finished runs are kept"
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        default=Path("runs/study"),
+        help="folder of shops, runs and the report; finished runs are kept",
     )
     study.add_argument("--presets", default="balanced,text-heavy")
     study.add_argument("--data_seeds", default="1,2,3")
@@ -111,20 +112,6 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     study.set_defaults(command=_study)
     return parser
-
-
-def _prepare_minishop(options: argparse.Namespace) -> None:
-    from recbole_vlm2rec.prepare.minishop import generate
-
-    facts = generate(options.out, options.name, options.seed, options.preset)
-    shares = ", ".join(f"{side} {share:.1%}" for side, share in facts["shares"].items())
-    print(f"{options.out / options.name}: {facts['users']} users, {facts['items']} items, {facts['interactions']} interactions")
-    print(f"share of the preference variance: {shares}")
-    for reader, modalities in facts["scores"].items():
-        print(
-            f"{reader:>8}  "
-            + "  ".join(f"{modality} N@20 {phases['test']['ndcg@20']:.3f}" for modality, phases in modalities.items())
-        )
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -1,22 +1,91 @@
 """The items of a data set: token, title and picture, read from `<name>.item` as the data contract says.
 
-Imports pillow and the standard library only: no quoting, no guessing of missing values, the same reading everywhere.
+Imports pillow, the standard library and data.atomic_files only: no quoting, no guessing of missing values, the same everywhere.
 """
 
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
+from recbole_vlm2rec.data.atomic_files import Interaction, Problem, read_interactions, read_lines
+
 COLUMNS = ("item_id", "title", "image_path")
+# Pillow's decoders answer damaged files with any of these.
+UNREADABLE = (
+    *(OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError, LookupError, ArithmeticError, MemoryError),
+    *(TypeError, struct.error),
+)
 
 
 class CatalogError(ValueError):
     """`.item` or a picture breaks the contract; the message names file, line and item, and what to do."""
+
+
+class Entry(NamedTuple):
+    """A line of `.item` that keeps the contract. line: from 1."""
+
+    item: str
+    title: str
+    image: Path
+    line: int
+
+
+def read_entries(folder: Path, name: str) -> Iterator[Entry | Problem]:
+    """The lines of `<folder>/<name>.item`: an Entry for each that keeps the contract, Problems for each that does not.
+
+    Whether a picture can be read is not looked at. After a Problem with the header nothing follows.
+    """
+    file = folder / f"{name}.item"
+    lines = read_lines(file)
+    header = next(lines, (1, ""))
+    if isinstance(header, Problem):
+        yield header
+        return
+    names = [column.split(":")[0] for column in header[1].removeprefix("\ufeff").split("\t")]
+    if missing := [column for column in COLUMNS if column not in names]:
+        what = f"no column {', '.join(missing)}; it has {', '.join(names)}"
+        remedy = "a title and a picture are needed (item_id:token, title:token_seq, image_path:token, with tabs between)"
+        yield Problem("missing column", file, 1, what, remedy)
+        return
+    places = [names.index(column) for column in COLUMNS]
+    root = folder.resolve()
+    numbers: dict[str, int] = {}
+    for line in lines:
+        if isinstance(line, Problem):
+            yield line
+            continue
+        number, text = line
+        cells = text.split("\t")
+        if len(cells) != len(names):
+            what = f"{len(cells)} cells where the header has {len(names)} columns"
+            yield Problem("wrong number of cells", file, number, what, "make it one cell a column, with tabs between them")
+            continue
+        item, title, picture = (cells[place] for place in places)
+        if not item:
+            yield Problem("empty item_id", file, number, "empty item_id", "give the item its token or remove the line")
+            continue
+        if item in numbers:
+            what = f"it stands on line {numbers[item]} already"
+            yield Problem("item twice", file, number, what, "keep one of them", item)
+            continue
+        numbers[item] = number
+        sound = True
+        if not title.strip():
+            sound = False
+            remedy = "give it one or drop the item and its interactions"
+            yield Problem("empty title", file, number, "empty title", remedy, item)
+        if found := _path_problem(root, folder, picture):
+            sound = False
+            yield Problem(*found[:1], file, number, *found[1:], item)
+        if sound:
+            yield Entry(item, title, folder / picture, number)
 
 
 class Catalog:
@@ -25,13 +94,13 @@ class Catalog:
     Args:
         folder: the data set's folder, which image paths are relative to.
         file: the `.item` file.
-        titles, images, lines: by item token; a line is the number of the item's line in the file, from 1.
+        entries: its lines, no item twice.
     """
 
-    def __init__(self, folder: Path, file: Path, titles: dict[str, str], images: dict[str, Path], lines: dict[str, int]):
+    def __init__(self, folder: Path, file: Path, entries: Iterable[Entry]):
         self.folder, self.file = folder, file
-        self._titles, self._images, self._lines = titles, images, lines
-        self.item_ids: list[str] = list(titles)
+        self._entries = {entry.item: entry for entry in entries}
+        self.item_ids: list[str] = list(self._entries)
 
     @classmethod
     def read(cls, folder: str | Path, name: str) -> Catalog:
@@ -41,49 +110,28 @@ class Catalog:
         that is missing or lies outside the folder. Whether pictures can be read is `verify_images`.
         """
         folder = Path(folder)
-        file = folder / f"{name}.item"
-        lines = _lines(file)
-        header = next(lines, (1, ""))[1].split("\t")
-        names = [column.split(":")[0] for column in header]
-        if missing := [column for column in COLUMNS if column not in names]:
-            raise CatalogError(
-                f"{file}, line 1: no column {', '.join(missing)}; it has {', '.join(names)}. A title and a picture are needed"
-            )
-        places = [names.index(column) for column in COLUMNS]
-        root = folder.resolve()
-        titles: dict[str, str] = {}
-        images: dict[str, Path] = {}
-        numbers: dict[str, int] = {}
-        for number, line in lines:
-            cells = line.split("\t")
-            if len(cells) != len(names):
-                raise CatalogError(f"{file}, line {number}: {len(cells)} cells where the header has {len(names)} columns")
-            item, title, picture = (cells[place] for place in places)
-            where = f"{file}, line {number}, item {item!r}"
-            if not item:
-                raise CatalogError(f"{file}, line {number}: empty item_id")
-            if item in titles:
-                raise CatalogError(f"{where}: it stands on line {numbers[item]} already; keep one of them")
-            if not title.strip():
-                raise CatalogError(f"{where}: empty title; give it one or drop the item and its interactions")
-            titles[item], images[item], numbers[item] = title, _inside(root, folder, picture, where), number
-        return cls(folder, file, titles, images, numbers)
+        entries: list[Entry] = []
+        for entry in read_entries(folder, name):
+            if isinstance(entry, Problem):
+                raise CatalogError(str(entry))
+            entries.append(entry)
+        return cls(folder, folder / f"{name}.item", entries)
 
     def __len__(self) -> int:
         return len(self.item_ids)
 
     def __contains__(self, item_id: str) -> bool:
-        return item_id in self._titles
+        return item_id in self._entries
 
     def title(self, item_id: str) -> str:
-        return self._titles[item_id]
+        return self._entries[item_id].title
 
     def image(self, item_id: str) -> Path:
-        return self._images[item_id]
+        return self._entries[item_id].image
 
     def check_items(self, item_ids: Iterable[str]) -> None:
         """Raises CatalogError unless each of these items (of `.inter`) stands in the catalogue."""
-        absent = [item for item in item_ids if item not in self._titles]
+        absent = [item for item in item_ids if item not in self._entries]
         if absent:
             inter = self.file.with_suffix(".inter")
             raise CatalogError(
@@ -96,62 +144,46 @@ class Catalog:
 
         Raises CatalogError naming the item of the first picture that is none.
         """
-        for item, path in self._images.items():
+        for entry in self._entries.values():
             try:
-                with Image.open(path) as picture:
+                with Image.open(entry.image) as picture:
                     picture.verify()
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                raise CatalogError(
-                    f"{self.file}, line {self._lines[item]}, item {item!r}: picture {path} cannot be read ({error}); "
-                    f"replace it, or drop the item and its interactions"
-                ) from error
+            except UNREADABLE as error:
+                raise CatalogError(str(picture_problem(self.file, entry, error))) from error
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 over tokens, titles and the bytes of all pictures, in order."""
         digest = hashlib.sha256()
-        for item in self.item_ids:
-            picture = hashlib.sha256(self._images[item].read_bytes()).hexdigest()
-            digest.update(f"{item}\t{self._titles[item]}\t{picture}\n".encode())
+        for item, title, image, _ in self._entries.values():
+            picture = hashlib.sha256(image.read_bytes()).hexdigest()
+            digest.update(f"{item}\t{title}\t{picture}\n".encode())
         return digest.hexdigest()
+
+
+def picture_problem(file: Path, entry: Entry, error: BaseException | str) -> Problem:
+    """That the picture of a line of `file` is none, or is damaged."""
+    what = f"picture {entry.image} cannot be read ({error})"
+    return Problem("unreadable picture", file, entry.line, what, "replace it, or drop the item and its interactions", entry.item)
 
 
 def _first_line(inter: Path, item: str) -> str:
     """Where `.inter` first names the item, for a message; empty where the file does not say."""
-    if not inter.is_file():
-        return ""
-    lines = _lines(inter)
-    names = [column.split(":")[0] for column in next(lines)[1].split("\t")]
-    place = names.index("item_id") if "item_id" in names else None
-    found = (number for number, line in lines if place is not None and line.split("\t")[place : place + 1] == [item])
-    number = next(found, None)
-    return "" if number is None else f" ({item!r} first on line {number} of {inter.name})"
+    rows = (row for row in read_interactions(inter) if isinstance(row, Interaction) and row.item == item)
+    first = next(rows, None)
+    return "" if first is None else f" ({item!r} first on line {first.line} of {inter.name})"
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """(line number, text) of a UTF-8 file, with or without byte-order mark and carriage returns; a last empty line is none."""
-    try:
-        # Not read_text(): it would take a carriage return inside a title for a line end.
-        content = file.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise CatalogError(f"{file} does not exist: titles and pictures are read from it") from error
-    except UnicodeDecodeError as error:
-        line = file.read_bytes()[: error.start].count(b"\n") + 1
-        raise CatalogError(f"{file}, line {line}: not UTF-8; convert the file (iconv -t utf-8)") from error
-    # Not splitlines(): a title may hold characters that it takes for line ends.
-    for number, line in enumerate(content.removesuffix("\n").split("\n"), start=1):
-        yield number, line.removesuffix("\r")
-
-
-def _inside(root: Path, folder: Path, picture: str, where: str) -> Path:
-    """The picture's path, once it is a file inside the data folder."""
+def _path_problem(root: Path, folder: Path, picture: str) -> tuple[str, str, str] | None:
+    """(kind, what, remedy) unless the picture is a file inside the data folder."""
     path = folder / picture
     try:
         inside, exists = path.resolve().is_relative_to(root), path.is_file()
     except (OSError, ValueError, RuntimeError):  # a name too long, with a null byte, or links in a circle
         inside = exists = False
     if not picture or not inside:
-        raise CatalogError(f"{where}: image_path {picture!r} must name a file inside {folder}")
+        what = f"image_path {picture!r} must name a file inside {folder}"
+        return "image_path outside the folder", what, "put the picture there, or drop the item and its interactions"
     if not exists:
-        raise CatalogError(f"{where}: picture {path} does not exist; add it or drop the item and its interactions")
-    return path
+        return "missing picture", f"picture {path} does not exist", "add it or drop the item and its interactions"
+    return None

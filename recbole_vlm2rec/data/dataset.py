@@ -1,6 +1,6 @@
 """RecBole's data sets under our protocol: exact time order, the same targets for every model, the shared candidates.
 
-Imports recbole.data.dataset, data.candidates and, when asked for, data.catalog.
+Imports recbole.data.dataset, data.atomic_files, data.candidates and, when asked for, data.catalog.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from recbole.data.dataset import Dataset, KnowledgeBasedDataset, SequentialDatas
 from recbole.utils import ModelType  # noqa: E402
 
 from recbole_vlm2rec.config import check_dataset  # noqa: E402
+from recbole_vlm2rec.data.atomic_files import Problem, read_interactions  # noqa: E402
 from recbole_vlm2rec.data.candidates import PHASES, Candidates, FullRanking, Histories, full_ranking, load_or_draw  # noqa: E402
 
 
@@ -35,14 +36,7 @@ class ProtocolDataset(Dataset):
     candidate_file: dict[str, str] | None
 
     def _filter_nan_user_or_item(self) -> None:
-        """RecBole drops rows that pandas reads as missing, an item named `NA` among them, and averages missing times."""
-        for field in (self.uid_field, self.iid_field, self.time_field):
-            missing = np.flatnonzero(self.inter_feat[field].isnull())
-            if len(missing):
-                raise ValueError(
-                    f"{self._inter_file()}, line {missing[0] + 2}: no {field} ({len(missing)} such lines). An empty cell, "
-                    f"or a word that pandas takes for one (NA, null, None, nan …): rename it or remove the line"
-                )
+        """RecBole drops rows without a user or item, an item named `NA` among them; `create_dataset` has refused them."""
 
     def _remove_duplication(self) -> None:
         """Time order on the exact numbers: RecBole sorts after rounding to float32, where two minutes of today are one moment."""
@@ -149,19 +143,24 @@ def create_dataset(config) -> ProtocolDataset:
     """
     folder = Path(config["data_path"])
     check_dataset(folder.parent, folder.name)
-    _check_columns(folder / f"{folder.name}.inter", config)
+    _check_interactions(folder / f"{folder.name}.inter", config)
     dataset = _BY_MODEL.get(config["model"], _BY_TYPE.get(config["MODEL_TYPE"], GeneralDataset))(config)
     attach_candidates(dataset, config)
     return dataset
 
 
-def _check_columns(file: Path, config) -> None:
-    """Raises ValueError naming the file and the columns that every model needs and `.inter` does not have."""
-    with open(file, encoding="utf-8-sig") as lines:
-        there = [column.split(":")[0] for column in next(lines, "").rstrip("\r\n").split(config["field_separator"])]
-    needed = [config[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
-    if missing := [column for column in needed if column not in there]:
-        raise ValueError(f"{file}, line 1: no column {', '.join(missing)}; it has {', '.join(there)}")
+def _check_interactions(file: Path, config) -> None:
+    """Raises ValueError for the first line that RecBole's reader could not take, or would take for something else.
+
+    pandas would answer with a traceback, skip, shift or swallow lines without a word.
+    """
+    fields = [config[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
+    rows = read_interactions(file, fields, config["field_separator"], config["encoding"] or "utf-8")
+    problems = (row for row in rows if isinstance(row, Problem))
+    if first := next(problems, None):
+        count = 1 + sum(problem.kind == first.kind for problem in problems)
+        note = "" if first.line in (None, 1) else f" ({count} such lines)"
+        raise ValueError(f"{first.statement}{note}; {first.remedy}")
 
 
 def attach_candidates(dataset: ProtocolDataset, config) -> None:

@@ -245,4 +245,6 @@ def describe(report: dict) -> str:
     if failed := report["images_failed"]:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in list(failed.items())[:5])
         lines.append(f"pictures that failed: {sum(failed.values())} ({FAILED}): {reasons}")
+    if report.get("already"):
+        lines.append("It stands there already, made in the same way from the same files: nothing had to be done.")
     return "\n".join(lines)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from recbole_vlm2rec.data.catalog import Catalog, CatalogError
+from recbole_vlm2rec.data.atomic_files import Problem
+from recbole_vlm2rec.data.catalog import Catalog, CatalogError, Entry, read_entries
 
 HEADER = "item_id:token\ttitle:token_seq\timage_path:token"
 
@@ -242,3 +243,39 @@ def test_an_absent_item_is_named_with_its_line_in_inter(shop):
     (folder / "shop.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\nu\ta\t1\nu\tz\t2\nv\tz\t1\n")
     with pytest.raises(CatalogError, match="the first are 'z' \\('z' first on line 3 of shop.inter\\)"):
         read(folder).check_items(["a", "z"])
+
+
+def test_all_problems_are_listed_and_the_first_is_raised(shop):
+    """Reading and checking go through the same lines: nothing after a bad line is passed over."""
+    lines = [
+        "a\tRed shirt\timages/a.png",
+        "b\t \timages/none.png",
+        "c\tBlue bag",
+        "a\tOther\timages/b.png",
+        "\tNo name\timages/b.png",
+    ]
+    folder = shop(*lines, "d\tGreen mug\timages/b.png", "e\tOutside\t../x.png")
+    found = list(read_entries(folder, "shop"))
+    problems = [entry for entry in found if isinstance(entry, Problem)]
+    assert [(problem.line, problem.item, problem.kind) for problem in problems] == [
+        (3, "b", "empty title"),
+        (3, "b", "missing picture"),
+        (4, None, "wrong number of cells"),
+        (5, "a", "item twice"),
+        (6, None, "empty item_id"),
+        (8, "e", "image_path outside the folder"),
+    ]
+    assert [entry for entry in found if isinstance(entry, Entry)] == [
+        Entry("a", "Red shirt", folder / "images" / "a.png", 2),
+        Entry("d", "Green mug", folder / "images" / "b.png", 7),
+    ]
+    with pytest.raises(CatalogError) as caught:
+        read(folder)
+    assert str(caught.value) == str(problems[0])
+
+
+def test_a_line_in_another_encoding_does_not_hide_the_next(shop):
+    folder = shop(raw=f"{HEADER}\na\tCafé\timages/a.png\n".encode("latin-1") + "b\tCafé\timages/b.png\n".encode())
+    problem, entry = read_entries(folder, "shop")
+    assert (problem.kind, problem.line) == ("not UTF-8", 2)
+    assert (entry.item, entry.title) == ("b", "Café")

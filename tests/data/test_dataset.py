@@ -128,3 +128,31 @@ def test_a_missing_column_is_named(tmp_path):
     (tmp_path / "small" / "small.inter").write_text("user_id:token\titem_id:token\nu\ta\n")
     with pytest.raises(ValueError, match="small.inter, line 1: no column timestamp; it has user_id, item_id"):
         build(tmp_path, "BPR")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("u\ta\tyesterday", r"line 3: timestamp 'yesterday' is not a number \(1 such lines\); write times as numbers"),
+        ('u\t"a\t1', r"line 3: a cell begins with a double quote \(1 such lines\); remove the quote"),
+        ("u\ta", r"line 3: 2 cells where the header has 3 columns \(1 such lines\); make it one cell a column"),
+        ("u\ta\t1\t2\nv\ta\t1\t2", r"line 3: 4 cells where the header has 3 columns \(2 such lines\); make"),
+        ("u\tcaf\udce9\t1", r"line 3: not UTF-8 \(1 such lines\); convert the file"),
+    ],
+)
+@pytest.mark.parametrize("model", ["SASRec", "BPR"])
+def test_lines_that_recboles_reader_cannot_take_are_named(tmp_path, atomic, model, line, message):
+    atomic(tmp_path, "small", ROWS)
+    file = tmp_path / "small" / "small.inter"
+    lines = file.read_text().splitlines()
+    file.write_bytes("\n".join([*lines[:2], line, *lines[2:]]).encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=rf"small\.inter, {message}"):
+        build(tmp_path, model)
+
+
+def test_recboles_encoding_key_is_followed(tmp_path, atomic):
+    atomic(tmp_path, "small", [*ROWS, ("w", "é", T + 9)])
+    file = tmp_path / "small" / "small.inter"
+    file.write_bytes(file.read_text(encoding="utf-8").encode("latin-1"))
+    dataset, _ = build(tmp_path, "SASRec", encoding="latin-1")
+    assert "é" in dataset.histories.item_tokens.tolist()
