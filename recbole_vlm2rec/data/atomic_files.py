@@ -1,6 +1,6 @@
 """RecBole's atomic files line by line, literally, and what is wrong with them: what reads a file and what checks it agree.
 
-May import the standard library and prepare.text only. Readers raise the first `Problem`, `prepare check` lists them all.
+May import the standard library only. Readers raise the first `Problem`, `prepare check` lists them all.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from recbole_vlm2rec.prepare.text import MISSING_WORDS
+# Words that pandas, and so RecBole, reads as a missing value.
+MISSING_WORDS = frozenset(
+    ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL"]
+    + ["NaN", "None", "n/a", "nan", "null"]
+)
 
 INTERACTION_FIELDS = ("user_id", "item_id", "timestamp")
 _TYPES = ("token", "float", "token_seq", "float_seq")

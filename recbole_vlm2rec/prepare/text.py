@@ -1,6 +1,6 @@
 """Titles and tokens as RecBole's reader and ours can keep them.
 
-May import the standard library only.
+May import the standard library and data.atomic_files (for the words that RecBole reads as missing).
 """
 
 from __future__ import annotations
@@ -8,11 +8,7 @@ from __future__ import annotations
 import html
 import re
 
-# Words that pandas, and so RecBole, reads as a missing value.
-MISSING_WORDS = frozenset(
-    ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL"]
-    + ["NaN", "None", "n/a", "nan", "null"]
-)
+from recbole_vlm2rec.data.atomic_files import MISSING_WORDS
 
 # Control characters, line and paragraph separators, halves of surrogate pairs (which UTF-8 cannot hold).
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pandas._libs.parsers import STR_NA_VALUES
 
-from recbole_vlm2rec.prepare.text import MISSING_WORDS, clean_title, token_problem
+from recbole_vlm2rec.data.atomic_files import MISSING_WORDS
+from recbole_vlm2rec.prepare.text import clean_title, token_problem
 
 
 @pytest.mark.parametrize("raw, clean", [
