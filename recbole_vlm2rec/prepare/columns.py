@@ -25,6 +25,7 @@ NAMES = {
 
 _UNITS = (("nanoseconds", 1e16, 1e-9), ("microseconds", 1e13, 1e-6), ("milliseconds", 1e10, 1e-3))
 _NUMERIC_DATE = re.compile(r"(\d{1,4})([/.-])(\d{1,2})\2(\d{1,4})(?:[T ,]+(\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?))?")
+_ISO = re.compile(r"(\d{4}-\d{2}-\d{2})(?:[T ](\d{1,2}:\d{2}(?::\d{2})?)(\.\d+)?)? ?(Z|z|UTC|[+-]\d{2}:?\d{2})?")
 _FORMS = ("%b %d, %Y", "%B %d, %Y", "%d %b %Y", "%d %B %Y", "%m %d, %Y", "%d-%b-%Y")
 
 
@@ -186,10 +187,8 @@ class Moments:
                 return "day or month first", (int(first), int(second), int(third), clock or "")
             if len(first) == 4:
                 return "dates", _moment(f"{first}-{int(second):02d}-{int(third):02d}", clock)
-        try:
-            return "dates", _unix(datetime.fromisoformat(said.replace("Z", "+00:00").replace("z", "+00:00")))
-        except ValueError:
-            pass
+        if _ISO.fullmatch(said):
+            return "dates", _moment(said)
         for form in _FORMS:
             try:
                 return "dates", _unix(datetime.strptime(said, form))
@@ -201,13 +200,16 @@ class Moments:
             raise CellError(f"time {said!r} is neither a number nor a date") from error
 
 
-def _moment(day: str, clock: str | None) -> float:
+def _moment(day: str, clock: str | None = None) -> float:
+    """Of a date as ISO 8601 writes it. Not `fromisoformat` alone, which before Python 3.11 knows but few of its forms."""
+    said = f"{day} {clock}" if clock else day
     try:
-        return _unix(
-            datetime.fromisoformat(f"{day}T{clock.zfill(8) if clock.count(':') == 2 else clock.zfill(5)}" if clock else day)
-        )
-    except ValueError as error:
-        raise CellError(f"time {f'{day} {clock}' if clock else day!r} is no moment") from error
+        day, clock, fraction, zone = _ISO.fullmatch(said).groups()
+        zone = "+00:00" if zone in (None, "Z", "z", "UTC") else f"{zone[:3]}:{zone[-2:]}"
+        hours, _, rest = (clock or "00:00").partition(":")
+        return _unix(datetime.fromisoformat(f"{day}T{hours:0>2}:{rest}{zone}")) + float(fraction or 0)
+    except (AttributeError, ValueError) as error:
+        raise CellError(f"time {said!r} is no moment") from error
 
 
 def _unix(moment: datetime) -> float:

@@ -228,7 +228,7 @@ class Fetcher:
                 pass
             else:
                 if not _is_public(address):
-                    raise FetchError(f"{word}private address {host}")
+                    raise FetchError(f"{word}private address {host} (see --allow-private)")
         return parsed
 
     def _heed(self, host: _Host, response: aiohttp.ClientResponse) -> None:
@@ -273,7 +273,7 @@ class _PublicResolver(AbstractResolver):
         found = await self._resolver.resolve(host, port, family)
         for entry in found:
             if not _is_public(ipaddress.ip_address(entry["host"].partition("%")[0])):
-                raise FetchError(f"private address {entry['host']}")
+                raise FetchError(f"private address {entry['host']} (see --allow-private)")
         return found
 
     async def close(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import ipaddress
 import json
 import socket
 import time
@@ -201,9 +202,16 @@ def test_a_public_name_of_a_private_address_is_not_asked_even_after_a_redirect()
     assert asyncio.run(run()) == (0, b"secret")
 
 
-def test_public_addresses_are_public():
-    import ipaddress
+def test_a_redirect_to_a_private_address_is_not_followed():
+    fetcher = Fetcher(replace(LOCAL, allow_private=False))
+    start = fetcher._checked("http://pictures.example.com/a")
+    for target in ("http://127.0.0.1/x", "//169.254.169.254/latest", "http://[::1]/"):
+        with pytest.raises(FetchError, match="redirects to private address"):
+            fetcher._checked(target, start)
+    assert str(fetcher._checked("../b?c=d", start)) == "http://pictures.example.com/b?c=d"
 
+
+def test_public_addresses_are_public():
     for address in ("8.8.8.8", "2001:4860:4860::8888", "::ffff:8.8.8.8"):
         assert _is_public(ipaddress.ip_address(address))
 
