@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain, pairwise
 from logging import getLogger
 from pathlib import Path
 
@@ -32,11 +33,20 @@ class VLMEncoder(nn.Module):
             only: the vectors do not depend on it.
         max_title_tokens: longer titles are cut after so many tokens; None leaves them whole.
         pad: whether prompts of unlike length share a forward; `selftest` says whether the backbone bears it.
+        share: whether a prompt is read out of one that begins with it; the same.
     """
 
-    def __init__(self, backbone: Backbone, token_budget: int = 8192, max_title_tokens: int | None = None, *, pad: bool = True):
+    def __init__(
+        self,
+        backbone: Backbone,
+        token_budget: int = 8192,
+        max_title_tokens: int | None = None,
+        *,
+        pad: bool = True,
+        share: bool = True,
+    ):
         super().__init__()
-        self.backbone, self.pad = backbone, pad
+        self.backbone, self.pad, self.share = backbone, pad, share
         self.token_budget, self.max_title_tokens = token_budget, max_title_tokens
         self.features: dict[Path, PictureFeatures] = {}
         self.store: FeatureStore | None = None
@@ -58,7 +68,8 @@ class VLMEncoder(nn.Module):
         """Loads `tiny`, a local folder or a hub name, and tests it. Raises BackboneError saying which, why, and what to do."""
         model, tokenizer, processor = load_pretrained(path_or_name, dtype)
         backbone = Backbone(model.to(device), tokenizer, processor, max_visual_tokens, lora).to(device)
-        return cls(backbone, token_budget, max_title_tokens, pad=self_test(backbone))
+        paths = self_test(backbone)
+        return cls(backbone, token_budget, max_title_tokens, pad=paths.pad, share=paths.share)
 
     def keep_pictures(self, pictures: Iterable[Path], folder: str | Path, show_progress: bool = False) -> None:
         """Computes the visual tokens of these pictures unless `folder` holds them (`features`), and reads them from there.
@@ -92,19 +103,34 @@ class VLMEncoder(nn.Module):
         )
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
-        """[B, d]: hidden state of each prompt's last real token, in the model's dtype, in the order given."""
+        """[B, d]: hidden state of each prompt's last real token, in the model's dtype, in the order given.
+
+        In evaluation mode a prompt that another one begins with (a user's validation history and test history, say) is read
+        out of the other's forward: what follows a token does not change its hidden state. While training, dropout would then
+        be shared too, so each distinct prompt has a forward of its own.
+        """
         distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
         features = self._picture_features(distinct)
         ids = [self._prompt_ids(prompt, features) for prompt in distinct]
-        vectors: list[Tensor] = [None] * len(ids)
         keys = list(distinct)
-        for rows in _length_groups([len(tokens) for tokens in ids], self.token_budget, waste=0.25 if self.pad else 0.0):
+        hosts = longest_extensions(self._literally(keys)) if self.share and not self.training else range(len(ids))
+        readers: dict[int, list[int]] = {}
+        for row, host in enumerate(hosts):
+            readers.setdefault(host, []).append(row)
+        forwards = list(readers)
+        vectors: list[Tensor] = [None] * len(ids)
+        lengths = [len(ids[host]) for host in forwards]
+        for group in _length_groups(lengths, self.token_budget, waste=0.25 if self.pad else 0.0):
+            rows = [forwards[place] for place in group]
             pictures = [features[part] for row in rows for part in keys[row] if isinstance(part, Picture)]
-            for row, vector in zip(rows, self._last_token([ids[row] for row in rows], pictures), strict=True):
+            read = [(place, row) for place, host in enumerate(rows) for row in readers[host]]
+            ends = [(place, len(ids[row]) - 1) for place, row in read]
+            for (_, row), vector in zip(read, self._hidden_at(ends, [ids[row] for row in rows], pictures), strict=True):
                 vectors[row] = vector
         return torch.stack([vectors[distinct[prompt]] for prompt in prompts])
 
-    def _last_token(self, ids: list[list[int]], pictures: Sequence[PictureFeatures]) -> Tensor:
+    def _hidden_at(self, places: list[tuple[int, int]], ids: list[list[int]], pictures: Sequence[PictureFeatures]) -> Tensor:
+        """[len(places), d]: hidden states at (row, token) of one padded forward over `ids`."""
         lengths = torch.tensor([len(tokens) for tokens in ids])
         padded = torch.zeros(len(ids), int(lengths.max()), dtype=torch.long)
         for row, tokens in enumerate(ids):
@@ -112,7 +138,20 @@ class VLMEncoder(nn.Module):
         mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
         device = self.backbone.device
         hidden = self.backbone.hidden_states(padded.to(device), mask.to(device), pictures)
-        return hidden[torch.arange(len(ids), device=device), lengths.to(device) - 1]
+        rows, ends = torch.tensor(places, device=device).T
+        return hidden[rows, ends]
+
+    def _literally(self, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+        """Each prompt as the token ids of its text, with a negative number for each picture."""
+        numbers: dict[Picture, int] = {}
+        parts = (
+            [
+                [-1 - numbers.setdefault(part, len(numbers))] if isinstance(part, Picture) else self._tokens(part)
+                for part in prompt
+            ]
+            for prompt in prompts
+        )
+        return [tuple(chain.from_iterable(each)) for each in parts]
 
     def _prompt_ids(self, prompt: Prompt, features: dict) -> list[int]:
         ids: list[int] = list(self.backbone.start_ids)
@@ -145,6 +184,17 @@ class VLMEncoder(nn.Module):
         if len(encoded["input_ids"]) <= self.max_title_tokens:
             return title
         return title[: encoded["offset_mapping"][self.max_title_tokens - 1][1]]
+
+
+def longest_extensions(sequences: Sequence[tuple[int, ...]]) -> list[int]:
+    """For each sequence the place of a longest one that begins with it; its own where there is none."""
+    order = sorted(range(len(sequences)), key=sequences.__getitem__)
+    hosts = list(range(len(sequences)))
+    # Sorted, a sequence is followed at once by one that begins with it, if any does.
+    for place, following in reversed(list(pairwise(order))):
+        if sequences[following][: len(sequences[place])] == sequences[place]:
+            hosts[place] = hosts[following]
+    return hosts
 
 
 def _length_groups(lengths: Sequence[int], token_budget: int, waste: float = 0.25) -> Iterator[list[int]]:

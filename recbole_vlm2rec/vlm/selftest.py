@@ -1,12 +1,13 @@
 """What a backbone is asked before it is trusted: each fast path against the slow one, on two noise pictures and a few words.
 
-Imports torch, pillow and the backbone only. Run once when an encoder is loaded: three short forwards of the language model.
+Imports torch, pillow and the backbone only. Run once when an encoder is loaded: five short forwards of the language model.
 """
 
 from __future__ import annotations
 
 import inspect
 import warnings
+from dataclasses import dataclass
 
 import torch
 import transformers
@@ -19,48 +20,62 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest relative difference between two ways to one vector that rounding explains; wrong positions give 0.1 and more."""
 
 
+@dataclass(frozen=True)
+class Paths:
+    """Which fast paths are exact. `pad`: prompts of unlike length in one forward. `share`: a prompt read out of a longer one."""
+
+    pad: bool
+    share: bool
+
+
 @torch.no_grad()
-def self_test(backbone: Backbone) -> bool:
-    """Whether prompts of unlike length may share a forward, padded; a warning names the backbone for which they may not.
+def self_test(backbone: Backbone) -> Paths:
+    """Which fast paths the backbone bears; a warning names each that it does not, and what runs instead.
 
     Raises BackboneError where features that were computed before, and are handed to the language model, give another vector
     than the model makes of the pixels by itself: such a backbone would be silently wrong on every path.
     """
     family, tolerance = backbone.model.config.model_type, TOLERANCE.get(backbone.model.dtype, 5e-2)
     words = backbone.tokenize("0) one, 1) another, 2) a third")
-    prompts, pictures, inputs = [[*backbone.start_ids, *words]], [], {}
+    short = [*backbone.start_ids, *words]
+    pictures, inputs = [], {}
     if backbone.processor is not None:
         pixels = torch.randint(0, 256, (90, 60, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
         noise = [Image.fromarray(pixels), Image.fromarray(pixels.swapaxes(0, 1).copy())]
         pictures, inputs = backbone.embed_pictures(noise), backbone.picture_inputs(noise)
-        prompt = list(backbone.start_ids)
-        for picture in pictures:
-            prompt += [*words[:3], *backbone.picture_ids(picture)]
-        prompts.append(prompt)
         if (most := max(len(picture.tokens) for picture in pictures)) > backbone.max_visual_tokens:
-            warnings.warn(
+            _warn(
                 f"family {family!r} reads every picture in {most} visual tokens; max_visual_tokens: "
-                f"{backbone.max_visual_tokens} cannot make them fewer",
-                stacklevel=3,
+                f"{backbone.max_visual_tokens} cannot make them fewer"
             )
-    alone = [_last(backbone, [prompt], pictures if prompt is prompts[-1] else []) for prompt in prompts]
-    if pictures and not (apart := _difference(alone[1], _from_pixels(backbone, prompts[1], inputs))) <= tolerance:
+    long = list(backbone.start_ids)
+    for picture in pictures:
+        long += [*words[:3], *backbone.picture_ids(picture)]
+    long += [] if pictures else words + words
+    alone = [_at_end(backbone, [prompt], shown) for prompt, shown in ((short, []), (long, pictures))]
+    if pictures and not (apart := _difference(alone[1], _from_pixels(backbone, long, inputs))) <= tolerance:
         raise BackboneError(
             f"family {family!r} under transformers {transformers.__version__}: a picture's features, computed once and kept, "
             f"give another vector than its pixels (relative difference {apart:.1e}, {tolerance:.0e} may be rounding). "
             f"Every result would be wrong; try another version of transformers"
         )
-    if not pictures:
-        prompts.append(prompts[0] + words)
-        alone.append(_last(backbone, [prompts[1]], []))
-    apart = _difference(torch.cat(alone), _last(backbone, prompts, pictures))
-    if not apart <= tolerance:
-        warnings.warn(
+    padded = _difference(torch.cat(alone), _at_end(backbone, [short, long], pictures))
+    if not padded <= tolerance:
+        _warn(
             f"family {family!r}: a prompt that is padded in a batch gives another vector than alone (relative difference "
-            f"{apart:.1e}); only prompts of equal length share a forward, which is slower and exact",
-            stacklevel=3,
+            f"{padded:.1e}); only prompts of equal length share a forward, which is slower and exact"
         )
-    return apart <= tolerance
+    inside = _difference(alone[1], _at_end(backbone, [long + words], pictures, end=len(long)))
+    if not inside <= tolerance:
+        _warn(
+            f"family {family!r}: what follows a token changes its hidden state (relative difference {inside:.1e}); each prompt "
+            f"has a forward of its own, which is slower and exact"
+        )
+    return Paths(pad=padded <= tolerance, share=inside <= tolerance)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
 
 
 def _from_pixels(backbone: Backbone, prompt: list[int], inputs: dict[str, Tensor]) -> Tensor:
@@ -72,14 +87,15 @@ def _from_pixels(backbone: Backbone, prompt: list[int], inputs: dict[str, Tensor
     return backbone.model(input_ids=ids, use_cache=False, **inputs).last_hidden_state[:, -1]
 
 
-def _last(backbone: Backbone, prompts: list[list[int]], pictures: list[PictureFeatures]) -> Tensor:
-    """[B, d]: hidden states of the last real tokens."""
+def _at_end(backbone: Backbone, prompts: list[list[int]], pictures: list[PictureFeatures], end: int | None = None) -> Tensor:
+    """[B, d]: hidden states of the last real tokens, or of token `end - 1`."""
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=backbone.device)
     ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long, device=backbone.device)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt)] = torch.tensor(prompt)
     mask = (torch.arange(ids.shape[1], device=backbone.device) < lengths[:, None]).long()
-    return backbone.hidden_states(ids, mask, pictures)[torch.arange(len(prompts)), lengths - 1]
+    ends = lengths - 1 if end is None else torch.full_like(lengths, end - 1)
+    return backbone.hidden_states(ids, mask, pictures)[torch.arange(len(prompts)), ends]
 
 
 def _difference(vectors: Tensor, others: Tensor) -> float:

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from recbole_vlm2rec.vlm.backbone import BackboneError, Lora, assert_language_only
-from recbole_vlm2rec.vlm.encoder import VLMEncoder, _length_groups
+from recbole_vlm2rec.vlm.encoder import VLMEncoder, _length_groups, longest_extensions
 
 TITLES = ["rustic bamboo travel mug", "Ça brûle! 100% (日本語) 🎬", "a", "modern cotton office shirt", "Jumanji (1995)", "12"]
 SEQUENCES = [[0, 1, 2], [3], [5, 4, 3, 2, 1, 0], [2, 2], [1], [4, 0]]
@@ -204,3 +204,51 @@ def test_length_groups_cover_every_row_within_the_budget():
     assert sorted(row for group in groups for row in group) == list(range(7))
     # 300 alone (beyond the budget), 100 and 96 share (2 x 100 = 200), 40 alone, 7 and 6 share, 5 is under three quarters of 7.
     assert groups == [[6], [1, 3], [5], [2, 4], [0]]
+
+
+def test_longest_extensions_by_hand():
+    sequences = [(1, 2), (1, 2, 3, 4), (5,), (1,), (1, 2, 3), (1, 3), ()]
+    hosts = longest_extensions(sequences)
+    assert [hosts[place] for place in (0, 1, 2, 4, 5)] == [1, 1, 2, 1, 5]
+    for place, host in enumerate(hosts):
+        assert sequences[host][: len(sequences[place])] == sequences[place]
+        assert hosts[host] == host
+
+
+def test_histories_that_others_begin_with_are_read_out_of_them(random_vlm, pictures, monkeypatch):
+    encoder = VLMEncoder.from_pretrained(str(random_vlm), max_visual_tokens=4).eval()
+    titled = [[TITLES[item] for item in items] for items in ([0, 1, 2], [0, 1], [0], [3, 1], [1, 0])]
+    shown = [[pictures[item] for item in items] for items in ([0, 1, 2], [0, 1], [0], [3, 1], [1, 0])]
+    pairs = [list(zip(*both)) for both in zip(titled, shown)]
+    calls = []
+    forward = encoder.backbone.hidden_states
+    monkeypatch.setattr(encoder.backbone, "hidden_states", lambda ids, *rest: calls.append(len(ids)) or forward(ids, *rest))
+    with torch.no_grad():
+        for encode, sequences in (
+            (encoder.encode_text, titled), (encoder.encode_images, shown), (encoder.encode_interleaved, pairs),
+        ):  # fmt: skip
+            calls.clear()
+            together = encode(sequences)
+            assert sum(calls) == 3, "the three that begin alike are one forward"
+            alone = torch.cat([encode([sequence]) for sequence in sequences])
+            torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+            calls.clear()
+            encoder.train()
+            encode(sequences)
+            encoder.eval()
+            assert sum(calls) == 5, "while training each has its own"
+
+
+def test_the_gradient_through_a_shared_forward_is_that_of_each_alone(random_vlm, pictures):
+    gradients = []
+    for together in (True, False):
+        encoder = VLMEncoder.from_pretrained(str(random_vlm), max_visual_tokens=4, lora=Lora(dropout=0.0)).eval()
+        for name, weight in encoder.backbone.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+        sequences = [pictures[:3], pictures[:2], pictures[3:4]]
+        vectors = encoder.encode_images(sequences) if together else torch.cat([encoder.encode_images([s]) for s in sequences])
+        (vectors * torch.arange(3)[:, None]).square().mean().backward()
+        gradients.append([weight.grad for weight in encoder.parameters() if weight.requires_grad])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)

@@ -5,7 +5,7 @@ import torch
 
 from recbole_vlm2rec.vlm.backbone import Backbone, BackboneError, Lora, load_pretrained
 from recbole_vlm2rec.vlm.encoder import VLMEncoder
-from recbole_vlm2rec.vlm.selftest import self_test
+from recbole_vlm2rec.vlm.selftest import Paths, self_test
 
 
 @pytest.fixture
@@ -15,7 +15,8 @@ def backbone(random_vlm):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_sound_backbone_passes_in_silence(random_vlm, dtype, recwarn):
-    assert self_test(Backbone(*load_pretrained(str(random_vlm), dtype), max_visual_tokens=16, lora=Lora()))
+    backbone = Backbone(*load_pretrained(str(random_vlm), dtype), max_visual_tokens=16, lora=Lora())
+    assert self_test(backbone) == Paths(pad=True, share=True)
     assert not [warning for warning in recwarn if "relative difference" in str(warning.message)]
 
 
@@ -54,3 +55,19 @@ def test_a_backbone_that_looks_at_padding_groups_equal_lengths_only(random_vlm, 
         with pytest.warns(UserWarning, match="only prompts of equal length share a forward"):
             encoder = VLMEncoder.from_pretrained(str(random_vlm)).eval()
         torch.testing.assert_close(encoder.encode_text(sequences), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_backbone_that_looks_ahead_shares_nothing(random_vlm, monkeypatch):
+    honest = Backbone.hidden_states
+
+    def ahead(self, ids, mask, shown):
+        left = mask.sum(1, keepdim=True) - mask.cumsum(1)
+        return honest(self, ids, mask, shown) + left[..., None]
+
+    sequences = [["a mug"], ["a mug", "a shirt"]]
+    with torch.no_grad():
+        monkeypatch.setattr(Backbone, "hidden_states", ahead)
+        with pytest.warns(UserWarning, match="what follows a token changes its hidden state"):
+            encoder = VLMEncoder.from_pretrained(str(random_vlm)).eval()
+        one, two = (encoder.encode_text([sequence])[0] for sequence in sequences)
+        torch.testing.assert_close(encoder.encode_text(sequences), torch.stack([one, two]), atol=1e-5, rtol=1e-5)
