@@ -95,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--max_visual_tokens", type=int, default=4)
     benchmark.add_argument("--batch_size", type=int, default=32)
     benchmark.add_argument("--device", default="cpu")
+    benchmark.add_argument(
+        "--configuration",
+        choices=("mid", "qwen2.5-vl-3b"),
+        help="instead of a data set: random weights of this shape, Beauty's lengths, beside the plain transformers + PEFT loop",
+    )
     benchmark.add_argument("--json", type=Path, help="write the figures there too")
     benchmark.set_defaults(command=_benchmark)
 
@@ -129,10 +134,15 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _benchmark(options: argparse.Namespace) -> None:
+    if options.configuration:
+        from recbole_vlm2rec.benchmark.peers import compare
+
+        compare(options.configuration, options.device, json_file=options.json)
+        return
     from recbole_vlm2rec.benchmark.throughput import benchmark
 
-    settings = {name: value for name, value in vars(options).items() if name not in ("command", "json")}
-    benchmark(**settings, json_file=options.json)
+    apart = ("command", "json", "configuration")
+    benchmark(**{name: value for name, value in vars(options).items() if name not in apart}, json_file=options.json)
 
 
 def _study(options: argparse.Namespace) -> None:
