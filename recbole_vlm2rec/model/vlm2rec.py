@@ -67,7 +67,10 @@ class VLM2Rec(SequentialRecommender):
         if (cache := config["feature_cache"]) and "image" in config["modalities"]:
             folder = Path(config["checkpoint_dir"]) / "features" if cache == "auto" else cache
             encoder.keep_pictures(pictures[1:], folder, self.show_progress)
-        if config["gradient_checkpointing"]:
+        self.gradcache_size = config["gradcache_size"]
+        if self.gradcache_size is not None and self.gradcache_size < 1:
+            raise ValueError(f"gradcache_size is {self.gradcache_size}: give a number of sequences, or null")
+        if config["gradient_checkpointing"] and not self.gradcache_size:  # each costs a forward, and either is enough
             encoder.backbone.checkpoint_activations()
         # In bf16 these two would never move: they stay in fp32 whatever the backbone's type (METHOD section 3).
         self.alpha = nn.Parameter(torch.tensor(float(config["alpha_init"])), requires_grad="wpcl" in self.terms)
@@ -82,7 +85,8 @@ class VLM2Rec(SequentialRecommender):
         histories = self.histories(interaction)
         users, targets = interaction[self.USER_ID], interaction[self.POS_ITEM_ID]
         # One call, so that histories and items of like length share forwards and each distinct prompt runs once.
-        both = self.items.encode(histories + [[item] for item in targets.tolist()])
+        sequences = histories + [[item] for item in targets.tolist()]
+        both = self.items.encode_cached(sequences, self.gradcache_size) if self.gradcache_size else self.items.encode(sequences)
         z, e = both.rows(slice(len(histories))), both.rows(slice(len(histories), None))
         masks = {"item_ids": targets, "user_ids": users}
         loss = z.fused.new_zeros(())

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from recbole_vlm2rec.vlm.encoder import VLMEncoder
 
@@ -87,3 +89,17 @@ class ItemEncoder(nn.Module):
         if "image" in self.modalities:
             image = self.encoder.encode_images([[self.pictures[item] for item in items] for items in sequences]).float()
         return Vectors(text, image, text + image if self.apart else (image if text is None else text))
+
+    def encode_cached(self, sequences: Sequence[Sequence[int]], size: int) -> Vectors:
+        """`encode`, `size` sequences at a time, for a loss over more of them than memory holds activations for.
+
+        Each part's activations are dropped after its forward and computed again, with the same dropout, when the loss's gradient
+        reaches its vectors: loss and gradients are those of `encode` in the same parts (GradCache, Gao et al. 2021,
+        arXiv:2101.06983), for one more forward.
+        """
+        parts = []
+        for start in range(0, len(sequences), size):
+            part = sequences[start : start + size]
+            vectors = checkpoint(lambda part=part: tuple(vars(self.encode(part)).values()), use_reentrant=False)
+            parts.append(Vectors(*vectors))
+        return Vectors.of(lambda *vectors: torch.cat(vectors), *parts)

@@ -49,6 +49,19 @@ def test_the_loss_is_the_objective_named(build, objective):
     torch.testing.assert_close(model.calculate_loss(batch), expected)
 
 
+def test_gradcache_is_the_same_step(build):
+    steps = []
+    for size in (None, 3):
+        model, (train, _, _), _ = build(gradcache_size=size)
+        loss = model.calculate_loss(batch_of(train))
+        loss.backward()
+        steps.append((loss.item(), {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}))
+    (loss, gradients), (again, cached) = steps
+    assert again == pytest.approx(loss, abs=1e-5) and gradients.keys() == cached.keys()
+    for name in gradients:
+        torch.testing.assert_close(cached[name], gradients[name], atol=1e-5, rtol=1e-3)
+
+
 def test_gradients_reach_adapters_and_penalty_only(build):
     model, (train, _, _), _ = build()
     model.calculate_loss(batch_of(train)).backward()
@@ -140,6 +153,7 @@ def test_a_language_model_without_eyes_is_trained_on_titles(settings, tmp_path):
     ({"objective": "infonce"}, "unknown term 'infonce'"),
     ({"objective": "wpcl+sft"}, "give one of them"),
     ({"dtype": "float16"}, "auto, float32 or bfloat16"),
+    ({"gradcache_size": 0}, "give a number of sequences, or null"),
 ])  # fmt: skip
 def test_what_has_no_meaning_is_refused(build, changes, words):
     with pytest.raises(ValueError, match=words):
