@@ -120,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(options: argparse.Namespace) -> None:
+    from recbole_vlm2rec.embeddings import MANIFEST
     from recbole_vlm2rec.export import export
 
     folder = export(
@@ -130,7 +131,8 @@ def _export(options: argparse.Namespace) -> None:
         options.device,
         feature_cache=options.feature_cache,
     )
-    print(f"export: {folder}")
+    done = (folder / MANIFEST).is_file()
+    print(f"export: {folder}" if done else f"this process's share of {folder} is done; the last one to finish writes it")
 
 
 def _benchmark(options: argparse.Namespace) -> None:

@@ -1,21 +1,27 @@
 """Embeds every item of a catalogue with a trained (or untouched) encoder and writes the export folder.
 
-Imports torch, data.catalog, vlm and embeddings; no recbole.
+Imports torch, filelock, safetensors, data.catalog, vlm and embeddings; no recbole. Vectors are kept batch by batch in
+`<out>.parts` until all are there, so that a killed export goes on, and several processes (torchrun) share the work.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import shutil
 from pathlib import Path
 
 import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from recbole_vlm2rec import embeddings
 from recbole_vlm2rec.data.catalog import Catalog
 from recbole_vlm2rec.vlm.backbone import native_bfloat16
 from recbole_vlm2rec.vlm.checkpoint import ADAPTER, checkpoint_folder, load_encoder, read_description
-from recbole_vlm2rec.vlm.fusion import ItemEncoder, Vectors
+from recbole_vlm2rec.vlm.fusion import ItemEncoder
 from recbole_vlm2rec.vlm.prompts import IMAGE_INSTRUCTION, INTERLEAVED_INSTRUCTION, TEXT_INSTRUCTION
 
 ITEM_BATCH = 256
@@ -37,14 +43,16 @@ def export(
         data_path: folder that holds the data set's folder; default as in training.
         device: torch device; default the GPU where there is one.
         feature_cache: folder of visual tokens (`vlm.features`); default `features/` beside the run folder, as in training.
-    Returns the folder. Raises CheckpointError, CatalogError, BackboneError or EmbeddingsError with what is wrong and where.
+    Killed or interrupted, the same call goes on. Under torchrun each process takes its share, and the last one to finish
+    writes the folder. Returns the folder. Raises CheckpointError, CatalogError, BackboneError or EmbeddingsError with what is
+    wrong and where.
     """
     embeddings.check_place(out)  # now, not after the work
     description = read_description(checkpoint)
     name = dataset or description["dataset"]
     folder = Path(data_path) / name if data_path else _trained_folder(description, name)
     catalog = Catalog.read(folder, name)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if native_bfloat16(device) else torch.float32
     encoder = load_encoder(checkpoint, device, dtype)
     settings = description["encoder"]
@@ -55,13 +63,6 @@ def export(
         beside = checkpoint_folder(checkpoint).resolve().parent.parent / "features"
         encoder.keep_pictures(pictures, feature_cache or beside, show_progress)
 
-    parts = []
-    with torch.no_grad(), tqdm(total=len(catalog), desc="Embed items", unit="item", disable=not show_progress) as progress:
-        for start in range(0, len(catalog), ITEM_BATCH):
-            batch = [[item] for item in range(start, min(start + ITEM_BATCH, len(catalog)))]
-            parts.append(Vectors.of(lambda vectors: vectors.cpu(), items.encode(batch)))
-            progress.update(len(batch))
-    vectors = Vectors.of(lambda *kinds: torch.cat(kinds).numpy(), *parts)
     adapter = checkpoint_folder(checkpoint) / ADAPTER
     manifest = {
         "dataset": name,
@@ -75,10 +76,67 @@ def export(
         "prompts": [TEXT_INSTRUCTION, IMAGE_INSTRUCTION] if settings["fusion"] == "external" else [INTERLEAVED_INSTRUCTION],
         "dtype": str(dtype).removeprefix("torch."),
     }
-    embeddings.write(
-        Path(out), list(catalog.item_ids), text=vectors.text, image=vectors.image, fused=vectors.fused, manifest=manifest
-    )
+    parts = _Parts(Path(out), manifest, len(catalog))
+    parts.embed(items, show_progress)
+    parts.finish(list(catalog.item_ids))
     return Path(out)
+
+
+class _Parts:
+    """The vectors of each batch of items, in a file of their own until the export is written.
+
+    A batch's vectors depend on the batch alone, so who made them, and when, changes nothing. `about` is what the export will
+    say of itself: parts of another one are removed. Each of WORLD_SIZE processes (torchrun sets it and RANK) takes every so
+    many-th batch; the one that finds all batches there writes the export.
+    """
+
+    def __init__(self, out: Path, about: dict, count: int):
+        self.out, self.about, self.count = out, about, count
+        self.folder = out.with_name(out.name + ".parts")
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._lock():
+            stated = self.folder / "about.json"
+            text = json.dumps({**about, "batch": ITEM_BATCH}, indent=2, sort_keys=True)
+            if not stated.is_file() or stated.read_text(encoding="utf-8") != text:
+                for old in self.folder.glob("*.safetensors"):
+                    old.unlink()
+                stated.write_text(text, encoding="utf-8")
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.out.with_name(f".{self.out.name}.lock"))
+
+    def _file(self, start: int) -> Path:
+        return self.folder / f"{start:09d}.safetensors"
+
+    @torch.no_grad()
+    def embed(self, items: ItemEncoder, show_progress: bool) -> None:
+        """This process's batches that are not there yet."""
+        mine = list(range(0, self.count, ITEM_BATCH))[self.rank :: self.world]
+        left = [start for start in mine if not self._file(start).is_file()]
+        with tqdm(total=self.count, desc="Embed items", unit="item", disable=not show_progress) as progress:
+            progress.update(self.count - sum(self._size(start) for start in left))
+            for start in left:
+                vectors = items.encode([[item] for item in range(start, start + self._size(start))])
+                tables = {kind: table.cpu().clone() for kind, table in vars(vectors).items() if table is not None}
+                draft = self.folder / f".{start}.{os.getpid()}.draft"
+                save_file(tables, draft)
+                os.replace(draft, self._file(start))
+                progress.update(self._size(start))
+
+    def _size(self, start: int) -> int:
+        return min(ITEM_BATCH, self.count - start)
+
+    def finish(self, item_ids: list[str]) -> None:
+        """Writes the export if every batch is there, and removes the parts; else the process that ends last will."""
+        files = [self._file(start) for start in range(0, self.count, ITEM_BATCH)]
+        with self._lock():
+            if not all(file.is_file() for file in files):
+                return
+            parts = [load_file(file) for file in files]
+            tables = {kind: torch.cat([part[kind] for part in parts]).numpy() for kind in parts[0]}
+            embeddings.write(self.out, item_ids, manifest=self.about, **tables)
+            shutil.rmtree(self.folder)
 
 
 def _trained_folder(description: dict, name: str) -> Path:

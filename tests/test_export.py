@@ -1,6 +1,8 @@
 """Export: the encoder's own vectors in the catalogue's order, and from there into RecBole's order of items."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -194,3 +196,62 @@ def test_an_export_that_does_not_fit_is_refused_with_the_reason(checkpoint, data
         adapted_item_embedding(*downstream(data_path, tmp_path), 8)
     with pytest.raises(ValueError, match="VLM2RecSASRec needs --item_embeddings=FOLDER"):
         adapted_item_embedding(*downstream(data_path, tmp_path, item_embeddings=None), 8)
+
+
+WORKER = """
+import os, signal, sys
+from recbole_vlm2rec import export as export_module
+from recbole_vlm2rec.vlm.fusion import ItemEncoder
+
+export_module.ITEM_BATCH = 2
+encode, calls = ItemEncoder.encode, []
+
+
+def counting(self, sequences):
+    calls.append(len(sequences))
+    if len(calls) == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode(self, sequences)
+
+
+ItemEncoder.encode = counting
+export_module.export(sys.argv[1], sys.argv[2], device="cpu", show_progress=False)
+print(sum(calls))
+"""
+
+
+def worker(run, out, die_at=0, **environment):
+    command = [sys.executable, "-c", WORKER, str(run), str(out), str(die_at)]
+    return subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True)
+
+
+def files(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_killed_it_goes_on_and_several_processes_share_the_work(checkpoint, tmp_path):
+    """Five items in three batches of two; every way gives the same bytes."""
+    run = checkpoint()
+    undisturbed = worker(run, tmp_path / "one")
+    assert undisturbed.communicate()[0].split() == ["5"]
+    expected = files(tmp_path / "one")
+
+    killed = worker(run, tmp_path / "two", die_at=2)
+    killed.communicate()
+    assert killed.returncode == -9 and not (tmp_path / "two").exists()
+    assert worker(run, tmp_path / "two").communicate()[0].split() == ["3"], "two of the five were embedded before"
+    assert files(tmp_path / "two") == expected and not (tmp_path / "two.parts").exists()
+
+    shares = [worker(run, tmp_path / "three", RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+    assert sorted(share.communicate()[0].split() for share in shares) == [["2"], ["3"]]
+    assert files(tmp_path / "three") == expected and not (tmp_path / "three.parts").exists()
+
+
+def test_parts_of_another_export_are_not_taken_up(checkpoint, data_path, tmp_path):
+    run = checkpoint()
+    killed = worker(run, tmp_path / "out", die_at=2)
+    killed.communicate()
+    assert len(list((tmp_path / "out.parts").glob("*.safetensors"))) == 1
+    run = checkpoint(modalities="text")
+    assert worker(run, tmp_path / "out").communicate()[0].split() == ["5"]
+    assert embeddings.read(tmp_path / "out").image is None
