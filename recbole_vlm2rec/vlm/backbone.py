@@ -211,6 +211,11 @@ class Backbone(nn.Module):
             warnings.simplefilter("ignore", FutureWarning)
             self.model.get_decoder().gradient_checkpointing_enable({"use_reentrant": False})
 
+    def merge_lora(self) -> None:
+        """Adds (alpha / rank) B A to the weights themselves: the same vectors without the adapters' own products, not to train on."""
+        if self.peft is not None:
+            self.peft.merge_adapter()
+
     @property
     def hidden_size(self) -> int:
         return self.model.get_input_embeddings().embedding_dim
