@@ -212,7 +212,7 @@ class Backbone(nn.Module):
             self.model.get_decoder().gradient_checkpointing_enable({"use_reentrant": False})
 
     def merge_lora(self) -> None:
-        """Adds (alpha / rank) B A to the weights themselves: the same vectors without the adapters' own products, not to train on."""
+        """Adds (alpha / rank) B A to the weights: the same vectors without the adapters' own products; not to train on."""
         if self.peft is not None:
             self.peft.merge_adapter()
 

@@ -162,7 +162,7 @@ def test_activation_checkpointing_changes_nothing(random_vlm, pictures):
         if checkpointing:
             encoder.backbone.checkpoint_activations()
         torch.manual_seed(2)
-        encoder.encode_images([pictures[:3]]).square().sum().backward()
+        encoder.encode_images([pictures[:3]])[:, 0].sum().backward()
         return [p.grad for p in encoder.parameters() if p.grad is not None]
 
     plain, checkpointed = gradient(False), gradient(True)
@@ -244,11 +244,10 @@ def test_the_gradient_through_a_shared_forward_is_that_of_each_alone(random_vlm,
     for together in (True, False):
         encoder = VLMEncoder.from_pretrained(str(random_vlm), max_visual_tokens=4, lora=Lora(dropout=0.0)).eval()
         for name, weight in encoder.backbone.model.named_parameters():
-            if "lora_B" in name:
+            if weight.requires_grad:
                 torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(len(name)))
         sequences = [pictures[:3], pictures[:2], pictures[3:4]]
         vectors = encoder.encode_images(sequences) if together else torch.cat([encoder.encode_images([s]) for s in sequences])
-        (vectors * torch.arange(3)[:, None]).square().mean().backward()
-        gradients.append([weight.grad for weight in encoder.parameters() if weight.requires_grad])
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+        (vectors * torch.randn(vectors.shape, generator=torch.Generator().manual_seed(3))).sum().backward()
+        gradients.append(torch.cat([weight.grad.flatten() for weight in encoder.parameters() if weight.requires_grad]))
+    assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[1].norm()

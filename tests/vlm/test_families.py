@@ -174,7 +174,8 @@ def test_lora_stays_in_the_language_model_and_its_gradient_equals_one_by_one(fam
                 torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(len(name)))
         parts = [sequences] if grouped else [[sequence] for sequence in sequences]
         vectors = torch.cat([encoder.train().encode([image_prompt(sequence) for sequence in part]) for part in parts])
-        vectors.square().mean().backward()
+        # A direction of its own for each row: the squares would not do, for the final norm makes every vector equally long.
+        (vectors * torch.randn(vectors.shape, generator=torch.Generator().manual_seed(3))).sum().backward()
         gradients.append([weight.grad for weight in encoder.parameters() if weight.requires_grad])
     assert all(gradient.abs().max() > 0 for gradient in gradients[0])
     together, apart = (torch.cat([gradient.flatten() for gradient in each]) for each in gradients)
