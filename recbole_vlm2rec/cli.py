@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--data_path", default="atomic_data")
     benchmark.add_argument("--backbone", default="tiny")
     benchmark.add_argument("--users", type=int, help="users to train and evaluate on (default: all)")
-    benchmark.add_argument("--max_visual_tokens", type=int, default=4)
+    benchmark.add_argument("--max_visual_tokens", type=int, help="default: 4 on a data set, 64 with --configuration")
     benchmark.add_argument("--batch_size", type=int, default=32)
     benchmark.add_argument("--device", default="cpu")
     benchmark.add_argument(
@@ -139,12 +139,13 @@ def _benchmark(options: argparse.Namespace) -> None:
     if options.configuration:
         from recbole_vlm2rec.benchmark.peers import compare
 
-        compare(options.configuration, options.device, json_file=options.json)
+        compare(options.configuration, options.device, visual_tokens=options.max_visual_tokens or 64, json_file=options.json)
         return
     from recbole_vlm2rec.benchmark.throughput import benchmark
 
     apart = ("command", "json", "configuration")
-    benchmark(**{name: value for name, value in vars(options).items() if name not in apart}, json_file=options.json)
+    settings = {name: value for name, value in vars(options).items() if name not in apart and value is not None}
+    benchmark(**settings, json_file=options.json)
 
 
 def _study(options: argparse.Namespace) -> None:

@@ -37,8 +37,9 @@ BEAUTY_LENGTHS = {5: 6416, 6: 3687, 7: 2481, 8: 1906, 9: 2151, 10: 3102}
 """Interactions of a user -> users, of Beauty after the paper's filters (ten of its items dropped). The last two are held out."""
 
 TITLE_WORDS = (8, 24)
-SIDE = 224
-VISUAL_TOKENS = 64
+TOKEN_SIDE = 28
+"""Pixels of a visual token: a patch of 14, two by two of them merged."""
+
 BATCH, PLAIN_BATCH = 8, 8
 """Users of a training step (the paper's), and sequences of one forward of the plain loop."""
 
@@ -61,24 +62,26 @@ CONFIGURATIONS = {
 
 @dataclass(frozen=True)
 class Shop:
-    """Titles and picture files by item, and each user's items, oldest first."""
+    """Titles and picture files by item, each user's items, oldest first, and the visual tokens of a picture."""
 
     titles: list[str]
     pictures: list[Path]
     users: list[list[int]]
+    visual_tokens: int
 
 
-def make_shop(folder: Path, users: int, items: int, seed: int = 0) -> Shop:
-    """Items with random titles and noise pictures of 224 x 224; users as long as Beauty's."""
+def make_shop(folder: Path, users: int, items: int, visual_tokens: int = 64, seed: int = 0) -> Shop:
+    """Items with random titles and noise pictures just as large as the tokens ask for; users as long as Beauty's."""
+    side = round(visual_tokens**0.5) * TOKEN_SIDE
     rng = np.random.default_rng(seed)
     titles = [" ".join(rng.choice(COMMON_WORDS, rng.integers(*TITLE_WORDS, endpoint=True))) for _ in range(items)]
     pictures = []
     for item in range(items):
         pictures.append(folder / f"{item}.jpg")
-        Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(pictures[-1], quality=85)
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(pictures[-1], quality=85)
     lengths, weights = np.array(list(BEAUTY_LENGTHS)), np.array(list(BEAUTY_LENGTHS.values()), float)
     drawn = rng.choice(lengths, users, p=weights / weights.sum())
-    return Shop(titles, pictures, [rng.choice(items, length, replace=False).tolist() for length in drawn])
+    return Shop(titles, pictures, [rng.choice(items, length, replace=False).tolist() for length in drawn], visual_tokens)
 
 
 def random_model(configuration: str, dtype: torch.dtype, device: str) -> tuple[nn.Module, object, object]:
@@ -112,13 +115,13 @@ class PlainLoop:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets))
         self.model, self.tokenizer, self.processor = get_peft_model(model, settings), tokenizer, processor
-        self.processor.size = {"shortest_edge": 56 * 56, "longest_edge": SIDE * SIDE}
+        self.processor.size = {"shortest_edge": 56 * 56, "longest_edge": 2**24}
         self.device, self.half = next(model.parameters()).device, model.dtype == torch.bfloat16
 
     def encode(self, shop: Shop, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Text and image vectors [B, d] of sequences of items."""
         text = [TEXT_INSTRUCTION + ", ".join(f"{n}) {shop.titles[i]}" for n, i in enumerate(items)) for items in sequences]
-        seen = "<|vision_start|>" + "<|image_pad|>" * VISUAL_TOKENS + "<|vision_end|>"
+        seen = "<|vision_start|>" + "<|image_pad|>" * shop.visual_tokens + "<|vision_end|>"
         image = [IMAGE_INSTRUCTION + ", ".join(f"{n}) {seen}" for n, _ in enumerate(items)) for items in sequences]
         pictures = [shop.pictures[item] for items in sequences for item in items]
         return self._vectors(text, []), self._vectors(image, pictures)
@@ -140,19 +143,23 @@ def compare(
     users: int = 24,
     items: int = 96,
     steps: int = 3,
+    visual_tokens: int = 64,
     json_file: Path | None = None,
 ) -> dict:
     """Times training steps, embedding and evaluation, ours and the plain loop alternating; prints a table, returns the figures.
 
-    Also checks, in the same run, that both give the same vectors. Rates are medians over `steps` parts.
+    Also checks, in the same run, that both give the same vectors. Rates are medians over `steps` parts. Raises ValueError for
+    `visual_tokens` that are no square (16, 64, 256 …).
     """
+    if round(visual_tokens**0.5) ** 2 != visual_tokens:
+        raise ValueError(f"visual_tokens is {visual_tokens}: the pictures are square, take a square number such as 16 or 64")
     dtype = torch.bfloat16 if native_bfloat16(device) else torch.float32
     with tempfile.TemporaryDirectory() as place:
-        shop = make_shop(Path(place), users, items)
+        shop = make_shop(Path(place), users, items, visual_tokens)
         model, tokenizer, processor = random_model(configuration, dtype, device)
         lora = Lora()
         plain = PlainLoop(copy.deepcopy(model), tokenizer, copy.deepcopy(processor), lora)
-        backbone = Backbone(model.model, tokenizer, processor, VISUAL_TOKENS, lora)
+        backbone = Backbone(model.model, tokenizer, processor, visual_tokens, lora)
         ours = ItemEncoder(VLMEncoder(backbone).to(device), shop.titles, shop.pictures)
         figures = _measure(shop, ours, plain, steps, device)
     figures = {
@@ -202,7 +209,7 @@ def _measure(shop: Shop, ours: ItemEncoder, plain: PlainLoop, steps: int, device
         sequences = [row[:-1] for row in rows] + [[row[-1]] for row in rows]
         clock("train, ours", lambda sequences=sequences: trainers["ours"].step(_both(ours.encode(sequences)), sequences))
         clock("train, plain", lambda sequences=sequences: trainers["plain"].step(plain.encode(shop, sequences), sequences))
-        tokens[step] = _tokens(ours, sequences)
+        tokens[step] = _tokens(ours, sequences, shop.visual_tokens)
     matmul = _matmul_rate(device, ours.encoder.backbone.model.dtype)
     linear = sum(
         module.weight.numel() for name, module in ours.encoder.backbone.model.get_decoder().named_modules()
@@ -224,6 +231,9 @@ def _measure(shop: Shop, ours: ItemEncoder, plain: PlainLoop, steps: int, device
             "embed, kept": _ratio(seconds, "embed, plain", "embed, kept"),
             "evaluate": _ratio(seconds, "evaluate, plain", "evaluate, ours"),
         },
+        "visual_tokens": shop.visual_tokens,
+        "train_tokens_per_second": statistics.median(tokens.values()) / medians["train, ours"],
+        "beauty_epoch_seconds": sum(BEAUTY_LENGTHS.values()) / BATCH * medians["train, ours"],
         "train_floor_seconds": floor,
         "matmul_tflops": matmul / 1e12,
         "mfu": floor / medians["train, ours"],
@@ -267,13 +277,13 @@ def _apart(ours: ItemEncoder, plain: PlainLoop, shop: Shop) -> float:
     return max(((one - other).norm(dim=-1) / other.norm(dim=-1)).max().item() for one, other in pairs)
 
 
-def _tokens(ours: ItemEncoder, sequences: Sequence[Sequence[int]]) -> int:
+def _tokens(ours: ItemEncoder, sequences: Sequence[Sequence[int]], visual_tokens: int) -> int:
     """Tokens of a step: the text and image prompts of its distinct sequences."""
     encoder = ours.encoder
     text = sum(len(encoder.backbone.tokenize(TEXT_INSTRUCTION + ", ".join(
         f"{n}) {ours.titles[item]}" for n, item in enumerate(items)))) for items in {tuple(s) for s in sequences})  # fmt: skip
     image = sum(
-        len(encoder.backbone.tokenize(IMAGE_INSTRUCTION)) + len(items) * (VISUAL_TOKENS + 5)
+        len(encoder.backbone.tokenize(IMAGE_INSTRUCTION)) + len(items) * (visual_tokens + 5)
         for items in {tuple(s) for s in sequences}
     )
     return text + image
@@ -318,7 +328,8 @@ def table(figures: dict) -> str:
         ("evaluate (valid + test), histories/s", "evaluate, ours", "evaluate, plain", "evaluate"),
     ]
     lines = [
-        f"{figures['configuration']}: {figures['parameters'] / 1e6:.0f} M parameters, {VISUAL_TOKENS} visual tokens a picture, "
+        f"{figures['configuration']}: {figures['parameters'] / 1e6:.0f} M parameters, "
+        f"{figures['visual_tokens']} visual tokens a picture, "
         f"Beauty's lengths, batch {BATCH}, {figures['dtype']}; {on['device']}, {on['cores']} cores, {on['threads']} threads; "
         f"medians of {figures['steps']}",
         "| | ours | plain loop | ratio |",
@@ -331,6 +342,8 @@ def table(figures: dict) -> str:
         "",
         f"Largest relative difference of the vectors: {figures['largest_relative_difference']:.0e}. The matrix products of a "
         f"training step alone take {figures['train_floor_seconds']:.1f} s at the {figures['matmul_tflops']:.2f} TFLOP/s of a "
-        f"large one; the step reaches {figures['mfu']:.0%} of that. Its time by operation: {shares}.",
+        f"large one; the step reaches {figures['mfu']:.0%} of that: {figures['train_tokens_per_second']:.0f} tokens/s, "
+        f"{figures['beauty_epoch_seconds']:.0f} s for an epoch of Beauty's {sum(BEAUTY_LENGTHS.values()):,} users. "
+        f"Its time by operation: {shares}.",
     ]
     return "\n".join(lines)
