@@ -223,6 +223,14 @@ def test_a_language_model_without_eyes_reads_titles(model_type, tmp_path, pictur
         vector = encoder.encode_text([TITLES[:2], TITLES[2:]])[0]
         ids = tokenizer(f"Describe this item text sequence in one word,\n0) {TITLES[0]}, 1) {TITLES[1]}", return_tensors="pt")
         close(vector, model(**ids, output_hidden_states=True).hidden_states[-1][0, -1])
+        for name, weight in encoder.backbone.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+        sequences = [TITLES[:2], TITLES[:1], TITLES]
+        alone = torch.cat([encoder.encode_text([sequence]) for sequence in sequences])
+        close(encoder.encode_text(sequences), alone)  # the shorter ones are read out of the longest
+        encoder.backbone.merge_lora()
+        close(encoder.encode_text(sequences), alone)
     with pytest.raises(BackboneError, match="reads text alone; use modalities: text"):
         encoder.encode_images([pictures[:1]])
 
