@@ -51,7 +51,7 @@ def export(
     description = read_description(checkpoint)
     name = dataset or description["dataset"]
     folder = Path(data_path) / name if data_path else _trained_folder(description, name)
-    catalog = Catalog.read(folder, name)
+    catalog = Catalog.read(folder, name, pictures=description["encoder"]["modalities"] != "text")
     device = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if native_bfloat16(device) else torch.float32
     encoder = load_encoder(checkpoint, device, dtype)

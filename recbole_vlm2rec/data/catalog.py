@@ -29,18 +29,19 @@ class CatalogError(ValueError):
 
 
 class Entry(NamedTuple):
-    """A line of `.item` that keeps the contract. line: from 1."""
+    """A line of `.item` that keeps the contract. image: None where pictures were not asked for. line: from 1."""
 
     item: str
     title: str
-    image: Path
+    image: Path | None
     line: int
 
 
-def read_entries(folder: Path, name: str) -> Iterator[Entry | Problem]:
+def read_entries(folder: Path, name: str, pictures: bool = True) -> Iterator[Entry | Problem]:
     """The lines of `<folder>/<name>.item`: an Entry for each that keeps the contract, Problems for each that does not.
 
-    Whether a picture can be read is not looked at. After a Problem with the header nothing follows.
+    Whether a picture can be read is not looked at; without `pictures` there need not even be a column of them. After a Problem
+    with the header nothing follows.
     """
     file = folder / f"{name}.item"
     lines = read_lines(file)
@@ -49,12 +50,16 @@ def read_entries(folder: Path, name: str) -> Iterator[Entry | Problem]:
         yield header
         return
     names = [column.split(":")[0] for column in header[1].removeprefix("\ufeff").split("\t")]
-    if missing := [column for column in COLUMNS if column not in names]:
+    needed = COLUMNS if pictures else COLUMNS[:2]
+    if missing := [column for column in needed if column not in names]:
         what = f"no column {', '.join(missing)}; it has {', '.join(names)}"
-        remedy = "a title and a picture are needed (item_id:token, title:token_seq, image_path:token, with tabs between)"
+        remedy = (
+            "a title and a picture are needed (item_id:token, title:token_seq, image_path:token, with tabs between), with "
+            "--modalities=text a title alone"
+        )
         yield Problem("missing column", file, 1, what, remedy)
         return
-    places = [names.index(column) for column in COLUMNS]
+    places = [names.index(column) for column in needed]
     root = folder.resolve()
     numbers: dict[str, int] = {}
     for line in lines:
@@ -67,7 +72,7 @@ def read_entries(folder: Path, name: str) -> Iterator[Entry | Problem]:
             what = f"{len(cells)} cells where the header has {len(names)} columns"
             yield Problem("wrong number of cells", file, number, what, "make it one cell a column, with tabs between them")
             continue
-        item, title, picture = (cells[place] for place in places)
+        item, title, *picture = (cells[place] for place in places)
         if not item:
             yield Problem("empty item_id", file, number, "empty item_id", "give the item its token or remove the line")
             continue
@@ -81,11 +86,11 @@ def read_entries(folder: Path, name: str) -> Iterator[Entry | Problem]:
             sound = False
             remedy = "give it one or drop the item and its interactions"
             yield Problem("empty title", file, number, "empty title", remedy, item)
-        if found := _path_problem(root, folder, picture):
+        if pictures and (found := _path_problem(root, folder, picture[0])):
             sound = False
             yield Problem(*found[:1], file, number, *found[1:], item)
         if sound:
-            yield Entry(item, title, folder / picture, number)
+            yield Entry(item, title, folder / picture[0] if pictures else None, number)
 
 
 class Catalog:
@@ -103,15 +108,16 @@ class Catalog:
         self.item_ids: list[str] = list(self._entries)
 
     @classmethod
-    def read(cls, folder: str | Path, name: str) -> Catalog:
+    def read(cls, folder: str | Path, name: str, pictures: bool = True) -> Catalog:
         """Reads `<folder>/<name>.item`: item_id:token, title:token_seq, image_path:token; further columns may stand.
 
+        Without `pictures` image_path is not looked at, and need not be there: for models that read titles alone.
         Raises CatalogError for a missing file or column, a ragged line, an empty or duplicate item, an empty title, a picture
         that is missing or lies outside the folder. Whether pictures can be read is `verify_images`.
         """
         folder = Path(folder)
         entries: list[Entry] = []
-        for entry in read_entries(folder, name):
+        for entry in read_entries(folder, name, pictures):
             if isinstance(entry, Problem):
                 raise CatalogError(str(entry))
             entries.append(entry)
@@ -126,7 +132,7 @@ class Catalog:
     def title(self, item_id: str) -> str:
         return self._entries[item_id].title
 
-    def image(self, item_id: str) -> Path:
+    def image(self, item_id: str) -> Path | None:
         return self._entries[item_id].image
 
     def check_items(self, item_ids: Iterable[str]) -> None:
@@ -145,6 +151,8 @@ class Catalog:
         Raises CatalogError naming the item of the first picture that is none.
         """
         for entry in self._entries.values():
+            if entry.image is None:
+                continue
             try:
                 with Image.open(entry.image) as picture:
                     picture.verify()
@@ -153,10 +161,10 @@ class Catalog:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 over tokens, titles and the bytes of all pictures, in order."""
+        """SHA-256 over tokens, titles and the bytes of all pictures (where they were asked for), in order."""
         digest = hashlib.sha256()
         for item, title, image, _ in self._entries.values():
-            picture = hashlib.sha256(image.read_bytes()).hexdigest()
+            picture = hashlib.sha256(image.read_bytes()).hexdigest() if image else ""
             digest.update(f"{item}\t{title}\t{picture}\n".encode())
         return digest.hexdigest()
 

@@ -85,9 +85,17 @@ class ProtocolDataset(Dataset):
     @cached_property
     def catalog(self):
         """Titles and pictures of the items; read when a model first asks for them."""
+        return self._read_catalog(pictures=True)
+
+    @cached_property
+    def title_catalog(self):
+        """Titles alone, for models that read no picture: `.item` need not name any."""
+        return self._read_catalog(pictures=False)
+
+    def _read_catalog(self, pictures: bool):
         from recbole_vlm2rec.data.catalog import Catalog
 
-        catalog = Catalog.read(Path(self.dataset_path), self.dataset_name)
+        catalog = Catalog.read(Path(self.dataset_path), self.dataset_name, pictures)
         catalog.check_items(self.histories.item_tokens[1:].tolist())
         catalog.verify_images()
         return catalog

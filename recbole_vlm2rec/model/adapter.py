@@ -51,6 +51,7 @@ def adapted_item_embedding(config, dataset, size: int) -> AdaptedItemEmbedding:
     export.require(dataset=config["dataset"])
     rows = export.rows(dataset.id2token(dataset.iid_field, range(1, dataset.item_num)))
     # After the items: which are missing says more than that something differs.
-    export.require(dataset=config["dataset"], catalog=dataset.catalog.hash)
+    read_pictures = export.manifest.get("encoder", {}).get("modalities") != "text"
+    export.require(dataset=config["dataset"], catalog=(dataset.catalog if read_pictures else dataset.title_catalog).hash)
     table = F.pad(torch.from_numpy(rows.fused), (0, 0, 1, 0))
     return AdaptedItemEmbedding(table, size, config["adapter_initializer_range"], config["freeze_item_embeddings"])

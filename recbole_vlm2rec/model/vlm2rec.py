@@ -56,8 +56,9 @@ class VLM2Rec(SequentialRecommender):
             max_title_tokens=config["max_title_tokens"],
         )
         # Row 0 is RecBole's padding item; no history and no candidate list ever holds it.
-        titles = [None] + [dataset.catalog.title(token) for token in tokens]
-        pictures = [None] + [dataset.catalog.image(token) for token in tokens]
+        catalog = dataset.title_catalog if config["modalities"] == "text" else dataset.catalog
+        titles = [None, *map(catalog.title, tokens)]
+        pictures = [None, *map(catalog.image, tokens)]
         self.items = ItemEncoder(encoder, titles, pictures, config["fusion"], config["modalities"])
         if not self.items.apart and {"wpcl", "crtr"} & set(self.terms):
             raise ValueError(

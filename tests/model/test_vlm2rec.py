@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from recbole_vlm2rec import objectives
 from recbole_vlm2rec.config import Config
+from recbole_vlm2rec.data.catalog import CatalogError
+from recbole_vlm2rec.export import export
 from recbole_vlm2rec.quick_start import prepare, run
 from recbole_vlm2rec.registry import get_model, get_trainer
 from recbole_vlm2rec.vlm.backbone import SHIPPED
@@ -145,6 +147,23 @@ def test_a_language_model_without_eyes_is_trained_on_titles(settings, tmp_path):
     assert result["epochs"] == 1 and 0 < result["test"]["ndcg@20"] < 1
     with pytest.raises(ValueError, match="family, 'llama', reads text alone; modalities: text"):
         run("VLM2Rec", config_dict=chosen)
+
+
+def test_a_shop_without_pictures_is_enough_for_titles(settings, shop_folder, tmp_path):
+    folder = tmp_path / "data" / "shop"
+    folder.mkdir(parents=True)
+    for name in ("shop.inter", "shop.item"):
+        lines = [line.split("\t") for line in (shop_folder / "shop" / name).read_text(encoding="utf-8").splitlines()]
+        kept = [place for place, column in enumerate(lines[0]) if not column.startswith("image_path")]
+        (folder / name).write_text("".join("\t".join(line[place] for place in kept) + "\n" for line in lines), encoding="utf-8")
+    there = {"data_path": str(tmp_path / "data"), "epochs": 1}
+    chosen = {**settings["VLM2Rec"], **there, "objective": "sft"}
+    result = run("VLM2Rec", config_dict={**chosen, "modalities": "text"})
+    with pytest.raises(CatalogError, match="no column image_path.*with --modalities=text a title alone"):
+        run("VLM2Rec", config_dict=chosen)
+    export(result["checkpoint"], tmp_path / "vectors", device="cpu", show_progress=False)
+    downstream = {**settings["VLM2RecSASRec"], **there, "item_embeddings": str(tmp_path / "vectors")}
+    assert run("VLM2RecSASRec", config_dict=downstream)["epochs"] == 1
 
 
 @pytest.mark.parametrize("changes, words", [
