@@ -51,7 +51,7 @@ def prepare_amazon(
     full = form.categories[short] if short else category
     if not re.fullmatch(r"\w+", full):
         raise ValueError(
-            f"category is {category!r}: choose {', '.join(form.categories)} or a name of the release, such as {full!r}"
+            f"category is {category!r}: choose {', '.join(form.categories)} or a name of the release, such as Office_Products"
         )
     reviews, metadata = _raw_files(form, full, Path(raw), settings, base_url)
     interactions, steps, bad_reviews = _read_reviews(reviews, form, settings)
@@ -117,6 +117,7 @@ def _read_items(file: Path, form: Release, settings: Settings, wanted: set[str])
     for number, line in text_lines(file, bad):
         start = _FIRST_KEY.match(line)
         if start and start[1].decode() not in wanted:
+            bad.pass_over()
             continue
         try:
             token, found = item(form, parse(line))
@@ -124,6 +125,7 @@ def _read_items(file: Path, form: Release, settings: Settings, wanted: set[str])
             bad.add(number, str(error))
             continue
         if token not in wanted:
+            bad.pass_over()
             continue
         if token in items:
             doubles.add(token)

@@ -108,8 +108,8 @@ def number(value: object) -> float | None:
         return None
     try:
         return float(value)
-    except (TypeError, ValueError) as error:
-        raise CellError(f"{value!r} is no number") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CellError(f"{str(value)[:40]!r} is no number") from error
 
 
 class Moments:
@@ -170,6 +170,8 @@ class Moments:
             raise CellError(f"time {value!r} is no moment")
         try:
             moment = float(value)
+        except OverflowError as error:
+            raise CellError(f"time {str(value)[:40]} is no moment") from error
         except (TypeError, ValueError):
             return self._read_date(str(value).strip())
         if not math.isfinite(moment):

@@ -27,7 +27,7 @@ class BadLines:
 
     def __init__(self, file: Path, max_share: float):
         self.file, self.max_share = file, max_share
-        self.count = 0
+        self.count = self.passed = 0
         self.first: list[tuple[int, str]] = []
         self.lines = 0
 
@@ -37,9 +37,14 @@ class BadLines:
         if len(self.first) < _NAMED:
             self.first.append((line, reason))
 
+    def pass_over(self) -> None:
+        """Counts a line that nobody needs to be able to read: it is not among those that the share is of."""
+        self.passed += 1
+
     def close(self, total: int) -> None:
-        """Call with the number of all lines. Raises ValueError when more than `max_share` of them were bad."""
+        """Call with the number of all lines. Raises ValueError when more than `max_share` of those needed were bad."""
         self.lines = total
+        total -= self.passed
         if self.count > self.max_share * total:
             named = "; ".join(f"line {line}: {reason}" for line, reason in self.first)
             raise ValueError(
@@ -73,7 +78,7 @@ def text_lines(file: Path, bad: BadLines) -> Iterator[tuple[int, bytes]]:
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(
                 f"{file}: the compressed file is damaged after line {number} ({error}); remove it, and the same command fetches "
-                f"it again (or put a whole copy there)"
+                f"it again if it was downloaded; else put a whole copy there"
             ) from error
     bad.close(number)
 

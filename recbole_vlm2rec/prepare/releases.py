@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,12 +19,16 @@ from recbole_vlm2rec.prepare.build import Item
 # Pictures that say there is none.
 _NO_PICTURE = re.compile(r"no-img|no_image|no-image|transparent-pixel", re.IGNORECASE)
 
+# Characters of the longest Python literal that is parsed. A syntax tree takes up to half a kilobyte a character, and in Python
+# 3.10 a chain such as `1+1+1+…` of more than 200,000 characters overflows the stack, which ends the process without a message.
+_LONGEST_LITERAL = 100_000
+
 
 @dataclass(frozen=True)
 class Release:
     """`reviews`, `metadata`: URLs with `{category}`. `categories`: by the short names that the paper uses.
 
-    `user`, `item`, `time`, `rating`: fields of a review; times times `second` are seconds. `metadata_item`: field of an item.
+    `user`, `item`, `time`, `rating`: fields of a review; `ticks` of its time are a second. `metadata_item`: field of an item.
     `core`: whether the reviews are the 5-core already.
     """
 
@@ -34,7 +39,7 @@ class Release:
     item: str
     time: str
     rating: str
-    second: float
+    ticks: int
     metadata_item: str
     core: bool
     picture: Callable[[Mapping[str, Any]], object]
@@ -61,24 +66,25 @@ def _picture_2023(line: Mapping[str, Any]) -> object:
     return None
 
 
+# Not https: its handshake is reported to be reset now and then, while http answers.
 _SNAP = "http://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
 _UCSD = "https://mcauleylab.ucsd.edu/public_datasets/data"
 _SHARED = {"Toys": "Toys_and_Games", "Clothing": "Clothing_Shoes_and_Jewelry", "Sports": "Sports_and_Outdoors"}
 RELEASES = {
     "2014": Release(
         f"{_SNAP}/reviews_{{category}}_5.json.gz", f"{_SNAP}/meta_{{category}}.json.gz", {"Beauty": "Beauty", **_SHARED},
-        "reviewerID", "asin", "unixReviewTime", "overall", 1.0, "asin", True, lambda line: line.get("imUrl"),
+        "reviewerID", "asin", "unixReviewTime", "overall", 1, "asin", True, lambda line: line.get("imUrl"),
     ),
     "2018": Release(
         f"{_UCSD}/amazon_v2/categoryFilesSmall/{{category}}_5.json.gz", f"{_UCSD}/amazon_v2/metaFiles2/meta_{{category}}.json.gz",
         {"Beauty": "All_Beauty", **_SHARED},
-        "reviewerID", "asin", "unixReviewTime", "overall", 1.0, "asin", True, _picture_2018,
+        "reviewerID", "asin", "unixReviewTime", "overall", 1, "asin", True, _picture_2018,
     ),
     "2023": Release(
         f"{_UCSD}/amazon_2023/raw/review_categories/{{category}}.jsonl.gz",
         f"{_UCSD}/amazon_2023/raw/meta_categories/meta_{{category}}.jsonl.gz",
         {"Beauty": "Beauty_and_Personal_Care", **_SHARED},
-        "user_id", "parent_asin", "timestamp", "rating", 0.001, "parent_asin", False, _picture_2023,
+        "user_id", "parent_asin", "timestamp", "rating", 1000, "parent_asin", False, _picture_2023,
     ),
 }  # fmt: skip
 
@@ -101,18 +107,27 @@ def parse(line: bytes) -> dict[str, Any]:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise LineError("not UTF-8") from error
-    try:
-        value = ast.literal_eval(text) if text.startswith("{'") else json.loads(text)
-    except json.JSONDecodeError as error:
+    if text.startswith("{'"):
+        value = _literal(text)
+    else:
         try:
-            value = ast.literal_eval(text)
-        except _UNREADABLE:
-            raise LineError(f"neither JSON nor a Python literal ({error.msg})") from error
-    except _UNREADABLE as error:
-        raise LineError("neither JSON nor a Python literal") from error
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            value = _literal(text, f" ({error.msg})")
+        except _UNREADABLE as error:
+            raise LineError("neither JSON nor a Python literal") from error
     if not isinstance(value, dict):
         raise LineError("no object with fields")
     return value
+
+
+def _literal(text: str, otherwise: str = "") -> object:
+    if len(text) > _LONGEST_LITERAL:
+        raise LineError(f"neither JSON nor a Python literal of at most {_LONGEST_LITERAL} characters{otherwise}")
+    try:
+        return ast.literal_eval(text)
+    except _UNREADABLE as error:
+        raise LineError(f"neither JSON nor a Python literal{otherwise}") from error
 
 
 # What the parsers answer to text that is none, that is nested too deeply, or that wants to be executed.
@@ -122,12 +137,10 @@ _UNREADABLE = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
 def review(release: Release, line: Mapping[str, Any]) -> tuple[str, str, float, float | None]:
     """(user, item, seconds, rating or None). Raises LineError naming the field that is missing or of another kind."""
     user, item = _text(line, release.user), _text(line, release.item)
-    time = line.get(release.time)
-    if isinstance(time, bool) or not isinstance(time, (int, float)) or time != time or abs(time) == float("inf"):
+    time = _number(line.get(release.time))
+    if time is None:
         raise LineError(f"no number as {release.time}")
-    rating = line.get(release.rating)
-    rated = isinstance(rating, (int, float)) and not isinstance(rating, bool)
-    return user, item, time * release.second, float(rating) if rated else None
+    return user, item, time / release.ticks, _number(line.get(release.rating))
 
 
 def item(release: Release, line: Mapping[str, Any]) -> tuple[str, Item]:
@@ -143,3 +156,14 @@ def _text(line: Mapping[str, Any], field: str) -> str:
     if not isinstance(value, str) or not value:
         raise LineError(f"no {field}")
     return value
+
+
+def _number(value: object) -> float | None:
+    """None for what is no number, or none that float64 can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None

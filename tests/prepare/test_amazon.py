@@ -131,6 +131,23 @@ def test_an_empty_file_is_refused(prepared):
         prepared([], items_2014())
 
 
+def test_an_error_page_under_a_files_name_is_refused(prepared):
+    page = [b"<html>", b"<body>Service unavailable</body>", b"</html>"]
+    with pytest.raises(ValueError, match=r"reviews_Beauty_5.json.gz: 3 of 3 lines cannot be read.*line 1: neither JSON nor"):
+        prepared(page, items_2014(), compress=bytes)
+
+
+@pytest.mark.parametrize("metadata", [[], [b"{'asin': 'other', 'title': 't', 'imUrl': 'http://h/x.jpg'}"]])
+def test_metadata_of_other_items_leaves_nothing(prepared, metadata):
+    with pytest.raises(ValueError, match="no interaction is left after 'metadata'; 'metadata' took most: 12 of 12"):
+        prepared(reviews_2014(), metadata)
+
+
+def test_entities_in_titles_are_replaced(prepared, tmp_path):
+    prepared(reviews_2014(), items_2014(B1={"title": "&quot;Tea&quot; &amp; &#233;clair\n"}))
+    assert 'B1\tTea" & éclair\t' in (tmp_path / "out" / "Beauty" / "Beauty.item").read_text(encoding="utf-8")
+
+
 def test_items_without_reviews_are_not_parsed(prepared, monkeypatch):
     parsed = []
     original = amazon.parse
@@ -158,7 +175,7 @@ def test_items_that_lack_something_are_dropped_step_by_step(prepared):
 
 @pytest.mark.parametrize("category", ["../Beauty", "a b", ""])
 def test_a_category_is_a_name(category, tmp_path):
-    with pytest.raises(ValueError, match="choose Beauty, Toys, Clothing, Sports or a name"):
+    with pytest.raises(ValueError, match="choose Beauty, Toys, Clothing, Sports or a name of the release, such as Office"):
         prepare_amazon(category, tmp_path, tmp_path)
 
 

@@ -57,6 +57,8 @@ def test_texts():
     assert (number("4.5"), number(None), number("")) == (4.5, None, None)
     with pytest.raises(CellError, match="'good' is no number"):
         number("good")
+    with pytest.raises(CellError, match="is no number"):
+        number(10**400)
 
 
 def read(*values):
@@ -92,7 +94,8 @@ def test_moments(values, seconds, kind):
 
 
 @pytest.mark.parametrize(
-    "value", ["", None, "soon", "2020-13-01", "32/1/2020", "nan", float("inf"), True, "1.13.2020", "2020-01-01 25:00"]
+    "value",
+    ["", None, "soon", 10**400, "9" * 400, "2020-13-01", "32/1/2020", "nan", float("inf"), True, "1.13.2020", "2020-01-01 25:00"],
 )
 def test_no_moments(value):
     with pytest.raises(CellError):

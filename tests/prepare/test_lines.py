@@ -64,6 +64,12 @@ def test_bad_lines_up_to_the_share_are_reported_and_beyond_it_an_error(tmp_path)
         bad.close(100)
         assert bad.report()["count"] == count
     bad = BadLines(file, 0.02)
+    for _ in range(90):
+        bad.pass_over()  # of ten lines that are needed, one is bad
+    bad.add(1, "no asin")
+    with pytest.raises(ValueError, match="1 of 10 lines"):
+        bad.close(100)
+    bad = BadLines(file, 0.02)
     for line in range(7):
         bad.add(line + 10, f"reason {line}")
     with pytest.raises(ValueError) as error:

@@ -56,6 +56,9 @@ def test_items(release, line, expected):
     (b'{"asin": ', "neither JSON nor"), (b"{'asin': __import__('os').system('touch /tmp/x')}", "neither JSON nor"),
     (b"{'a': open('/etc/passwd')}", "neither JSON nor"), (b"{'a': " + b"[" * 5000 + b"]" * 5000 + b"}", "neither JSON nor"),
     (b'{"a": ' + b"[" * 200_000 + b"}", "neither JSON nor"), (b"{'a': 9**9**9}", "neither JSON nor"),
+    (b"{'a': " + b"1+" * 300_000 + b"1}", "literal of at most 100000 characters"),
+    (b"{'a': [" + b"1," * 50_000 + b"]}", "literal of at most 100000 characters"),
+    (b'{"a": ' + b"1," * 50_000, r"literal of at most 100000 characters \(Expecting"),
     (b"{'a': {[]: 1}}", "neither"), (b"\x00", "neither JSON nor"),
 ])  # fmt: skip
 def test_lines_that_cannot_be_read(line, reason):
@@ -67,15 +70,28 @@ def test_lines_that_cannot_be_read(line, reason):
     ({"reviewerID": None}, "no reviewerID"), ({"reviewerID": 12}, "no reviewerID"), ({"asin": ""}, "no asin"),
     ({"unixReviewTime": "1391040000"}, "no number as unixReviewTime"), ({"unixReviewTime": None}, "no number"),
     ({"unixReviewTime": True}, "no number"), ({"unixReviewTime": float("nan")}, "no number"),
-    ({"unixReviewTime": float("inf")}, "no number"),
+    ({"unixReviewTime": float("inf")}, "no number"), ({"unixReviewTime": 10**400}, "no number as unixReviewTime"),
 ])  # fmt: skip
 def test_reviews_that_lack_something(change, reason):
     with pytest.raises(LineError, match=reason):
         review(RELEASES["2014"], {**parse(REVIEW_2014), **change})
 
 
-def test_a_missing_rating_is_no_fault():
-    assert review(RELEASES["2014"], {**parse(REVIEW_2014), "overall": "good"})[3] is None
+@pytest.mark.parametrize("rating", ["good", None, True, float("nan"), float("inf"), 10**400])
+def test_a_missing_rating_is_no_fault(rating):
+    assert review(RELEASES["2014"], {**parse(REVIEW_2014), "overall": rating})[3] is None
+
+
+def test_milliseconds_are_divided_and_not_multiplied():
+    # 1588687000001 * 0.001 is 1588687000.0010002 or the like for every seventh time: the nearest float64 is asked for.
+    for time in range(1588687000000, 1588687001000):
+        assert str(review(RELEASES["2023"], {**parse(REVIEW_2023), "timestamp": time})[2]).ljust(14, "0") == (
+            f"{time // 1000}.{time % 1000:03d}"
+        )
+
+
+def test_a_long_line_of_json_is_read():
+    assert parse(b'{"asin": "B0", "description": "' + b"x" * 300_000 + b'"}')["asin"] == "B0"
 
 
 def test_the_papers_rows_belong_to_the_four_categories():
