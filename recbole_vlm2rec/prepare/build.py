@@ -96,7 +96,8 @@ def build(
     """Makes `<out>/<name>` and returns its report, which is also its `prepare.json`.
 
     Args:
-        recipe: what was asked for, besides settings and files; a data set of the same recipe, settings and files is left alone.
+        recipe: what was asked for, besides settings and files; a data set of the same recipe, settings and files, none of
+            whose pictures failed, is left alone.
         paper: users, items and interactions to compare with.
         dry_run: nothing is fetched and nothing written; pictures count as good, local ones where the file exists.
     Raises ValueError when nothing is left, when too many pictures fail, when another data set stands there (unless
@@ -136,10 +137,12 @@ def _standing(target: Path, made_from: dict, settings: Settings) -> dict | None:
             f"{target} exists and was not prepared by this command (it has no {REPORT}); it is left alone. Give another --name, "
             f"or move it away"
         ) from error
+    # Files of the same making may always take the place of those that stand there; where a picture failed they are made again,
+    # for it may come this time.
     same = {key: report.get(key) for key in made_from} == json.loads(json.dumps(made_from))
     whole = all((target / f"{target.name}.{kind}").is_file() for kind in ("inter", "item"))
     if same and whole:
-        return report
+        return None if report["images_failed"] else report
     if not settings.overwrite:
         changed = ", ".join(key for key in made_from if report.get(key) != json.loads(json.dumps(made_from[key])))
         raise ValueError(
@@ -205,8 +208,14 @@ def _assemble(
 
 def _look(wanted: Mapping[str, str | Path]) -> Gallery:
     """A dry run's pictures: URLs are taken on trust, files must be there."""
-    missing = {token: "no such file" for token, picture in wanted.items() if isinstance(picture, Path) and not picture.is_file()}
-    return Gallery({token: Path() for token in wanted if token not in missing}, missing)
+    failed = {}
+    for token, picture in wanted.items():
+        if isinstance(picture, Path):
+            if not picture.is_file():
+                failed[token] = "no such file"
+        elif not picture.lower().startswith(("http://", "https://")):
+            failed[token] = "not http or https"
+    return Gallery({token: Path() for token in wanted if token not in failed}, failed)
 
 
 def _statistics(counts: dict[str, int]) -> dict[str, float]:

@@ -25,7 +25,8 @@ NAMES = {
 
 _UNITS = (("nanoseconds", 1e16, 1e-9), ("microseconds", 1e13, 1e-6), ("milliseconds", 1e10, 1e-3))
 _NUMERIC_DATE = re.compile(r"(\d{1,4})([/.-])(\d{1,2})\2(\d{1,4})(?:[T ,]+(\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?))?")
-_ISO = re.compile(r"(\d{4}-\d{2}-\d{2})(?:[T ](\d{1,2}:\d{2}(?::\d{2})?)(\.\d+)?)? ?(Z|z|UTC|[+-]\d{2}:?\d{2})?")
+_ISO = re.compile(r"(\d{4}-\d{2}-\d{2})(?:[T ](\d{1,2}:\d{2}(?::\d{2})?)([.,]\d+)?)? ?(Z|z|UTC|[+-]\d{2}(?::?\d{2})?)?")
+_HALF_DAY = re.compile(r"(.*[^\d:])(\d{1,2})((?::\d{2}){1,2}(?:\.\d+)?) ?([AaPp])\.?[Mm]\.?")
 _FORMS = ("%b %d, %Y", "%B %d, %Y", "%d %b %Y", "%d %B %Y", "%m %d, %Y", "%d-%b-%Y")
 
 
@@ -48,16 +49,17 @@ def find(there: Sequence[str], wanted: Mapping[str, bool], chosen: Mapping[str, 
         where: the file, for messages.
     Raises ValueError for a column that is missing, doubled or ambiguous, listing what there is and naming the flag.
     """
-    if doubled := [name for place, name in enumerate(there) if name in there[:place]]:
+    if doubled := [name for place, name in enumerate(there) if name and name in there[:place]]:
         raise ValueError(f"{where}: column {doubled[0]!r} stands twice; rename one")
     found: dict[str, int] = {}
     listing = ", ".join(there)
     for meaning, needed in wanted.items():
         flag = f"--{meaning}_column"
         if meaning in chosen:
-            if chosen[meaning] not in there:
+            place = named(chosen[meaning], there)
+            if place is None:
                 raise ValueError(f"{where}: there is no column {chosen[meaning]!r} ({flag}); there are {listing}")
-            found[meaning] = there.index(chosen[meaning])
+            found[meaning] = place
             continue
         known = {plain(name) for name in NAMES[meaning].split()}
         places = [place for place, name in enumerate(there) if plain(name) in known]
@@ -69,8 +71,18 @@ def find(there: Sequence[str], wanted: Mapping[str, bool], chosen: Mapping[str, 
         if places:
             found[meaning] = places[0]
         elif needed:
-            raise ValueError(f"{where}: no column looks like the {meaning}; there are {listing}. Name one with {flag}=…")
+            # A number among the names: the first line is most likely a row.
+            headless = any(name.replace(".", "", 1).isdigit() for name in there)
+            hint = "; if these are cells of the first row, put a line of column names before it" if headless else ""
+            raise ValueError(f"{where}: no column looks like the {meaning}; there are {listing}. Name one with {flag}=…{hint}")
     return found
+
+
+def named(name: str, there: Sequence[str]) -> int | None:
+    """The place of the column of this name, which may leave out a RecBole type (`title` for `title:token_seq`)."""
+    if name in there:
+        return there.index(name)
+    return next((place for place, column in enumerate(there) if column.partition(":")[0] == name), None)
 
 
 def is_empty(value: object) -> bool:
@@ -81,17 +93,19 @@ def token(value: object) -> str:
     """A user or item; whole numbers lose their `.0`. Raises CellError where there is none."""
     if is_empty(value):
         raise CellError("is empty")
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, (list, dict)):
+    if isinstance(value, list):
         raise CellError("is a list")
-    return str(value).strip()
+    return text(value).strip()
 
 
 def text(value: object) -> str:
-    """A title; of a list its parts, one after the other."""
+    """A title; of a list its parts, one after the other. Raises CellError for an object or bytes that are no text."""
     if isinstance(value, (list, tuple)):
         return " ".join(text(part) for part in value)
+    if isinstance(value, (dict, bytes)):
+        raise CellError("is an object with fields of its own" if isinstance(value, dict) else "is bytes that are no UTF-8 text")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return "" if is_empty(value) else str(value)
 
 
@@ -179,6 +193,11 @@ class Moments:
         return "numbers", moment
 
     def _read_date(self, said: str) -> tuple[str, object]:
+        if half := _HALF_DAY.fullmatch(said):
+            before, hour, rest, side = half.groups()
+            if not 1 <= int(hour) <= 12:
+                raise CellError(f"time {said!r} is no moment")
+            said = f"{before}{int(hour) % 12 + 12 * (side in 'Pp'):02d}{rest}"
         if parts := _NUMERIC_DATE.fullmatch(said):
             first, mark, second, third, clock = parts.groups()
             if len(first) < 3 and len(third) == 4:
@@ -197,9 +216,12 @@ class Moments:
             except ValueError:
                 pass
         try:
-            return "dates", _unix(parsedate_to_datetime(said))
+            moment = parsedate_to_datetime(said)
         except (TypeError, ValueError, IndexError) as error:
             raise CellError(f"time {said!r} is neither a number nor a date") from error
+        if moment.tzinfo is None and said[-1:].isalpha():  # the parser passes over a zone or word that it does not know
+            raise CellError(f"time {said!r} ends in a word that is no known time zone")
+        return "dates", _unix(moment)
 
 
 def _moment(day: str, clock: str | None = None) -> float:
@@ -207,9 +229,9 @@ def _moment(day: str, clock: str | None = None) -> float:
     said = f"{day} {clock}" if clock else day
     try:
         day, clock, fraction, zone = _ISO.fullmatch(said).groups()
-        zone = "+00:00" if zone in (None, "Z", "z", "UTC") else f"{zone[:3]}:{zone[-2:]}"
+        zone = "+00:00" if zone in (None, "Z", "z", "UTC") else f"{zone[:3]}:{zone[3:].lstrip(':') or '00'}"
         hours, _, rest = (clock or "00:00").partition(":")
-        return _unix(datetime.fromisoformat(f"{day}T{hours:0>2}:{rest}{zone}")) + float(fraction or 0)
+        return _unix(datetime.fromisoformat(f"{day}T{hours:0>2}:{rest}{zone}")) + float((fraction or "0").replace(",", "."))
     except (AttributeError, ValueError) as error:
         raise CellError(f"time {said!r} is no moment") from error
 

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import uuid
 import warnings
 from collections import Counter
@@ -90,9 +91,14 @@ class _Work:
 
     def _from_file(self, source: Path) -> Path:
         try:
-            if source.stat().st_size > self.settings.max_bytes:
+            about = source.stat()
+            if not stat.S_ISREG(about.st_mode):  # a pipe would never end
+                raise PictureError("no file but a folder, pipe or device")
+            if about.st_size > self.settings.max_bytes:
                 raise PictureError(f"more than {self.settings.max_bytes} bytes")
             data = source.read_bytes()
+        except PictureError:
+            raise
         except OSError as error:
             raise PictureError("no such file" if error.errno == errno.ENOENT else str(error.strerror)) from error
         except ValueError as error:  # a null byte in its name

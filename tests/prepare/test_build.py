@@ -88,7 +88,17 @@ def test_a_dry_run_fetches_and_writes_nothing(shop, settings, tmp_path):
     assert report["steps"][-1]["interactions"] == 24 and report["steps"][5]["items"] == 6
 
 
+def test_a_picture_that_failed_is_tried_again(shop, settings, tmp_path):
+    assert make(shop, replace(settings, last=0), tmp_path)["images_failed"] == {"HTML or XML, not a picture": 1}
+    first = (tmp_path / "shop" / "prepare.json").read_bytes()
+    assert "already" not in make(shop, replace(settings, last=0), tmp_path)
+    assert (tmp_path / "shop" / "prepare.json").read_bytes() == first
+    Image.new("RGB", (20, 20), "teal").save(tmp_path / "broken.png")
+    assert make(shop, replace(settings, last=0), tmp_path)["images_failed"] == {}
+
+
 def test_the_same_again_changes_nothing(shop, settings, tmp_path):
+    Image.new("RGB", (20, 20), "teal").save(tmp_path / "broken.png")
     make(shop, settings, tmp_path)
     seen = {path: path.stat().st_mtime_ns for path in (tmp_path / "shop").rglob("*")}
     assert make(shop, settings, tmp_path)["already"]

@@ -27,10 +27,16 @@ def test_a_choice_wins_over_a_guess():
     (["user", "asin", "sku", "time"], {}, "'asin' and 'sku' may each be the item; say which with --item_column=…"),
     (["user", "item", "time"], {"time": "when"}, r"there is no column 'when' \(--time_column\); there are user, item, time"),
     (["user", "item", "time", "user"], {}, "column 'user' stands twice"),
+    (["u0", "i0", "1577836800"], {}, "looks like the user.*if these are cells of the first row, put a line of column names"),
 ])  # fmt: skip
 def test_what_cannot_be_guessed_names_the_flag(names, chosen, words):
     with pytest.raises(ValueError, match=words):
         find(names, WANTED, chosen, "f")
+
+
+def test_a_choice_may_leave_out_the_type_and_columns_without_a_name_may_stand_often():
+    assert find(["user_id:token", "item", "time", "film:token_seq"], {"title": True}, {"title": "film"}, "f") == {"title": 3}
+    assert find(["user", "item", "time", "", ""], WANTED, {}, "f") == {"user": 0, "item": 1, "time": 2}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +46,7 @@ def test_tokens(value, expected):
     assert token(value) == expected
 
 
-@pytest.mark.parametrize("value", [None, "", float("nan"), ["a"], {}])
+@pytest.mark.parametrize("value", [None, "", float("nan"), ["a"], {}, b"\xff"])
 def test_no_tokens(value):
     with pytest.raises(CellError):
         token(value)
@@ -59,6 +65,10 @@ def test_texts():
         number("good")
     with pytest.raises(CellError, match="is no number"):
         number(10**400)
+    assert text(1984.0) == "1984"  # whole numbers beside an empty cell come as floats
+    for value, why in (({"url": "a"}, "is an object"), ([b"\xff"], "is bytes")):
+        with pytest.raises(CellError, match=why):
+            first_text(value)
 
 
 def read(*values):
@@ -86,6 +96,10 @@ DAY = 1577836800.0  # 2020-01-01 00:00 UTC
     (("1/1/2020", "13/1/2020 1:00:00"), [DAY, DAY + 12 * 86400 + 3600], "dates, day first"),
     (("Jan 1, 2020", "01 02, 2020", "3 January 2020"), [DAY, DAY + 86400, DAY + 2 * 86400], "dates"),
     (("Wed, 01 Jan 2020 00:00:00 GMT",), [DAY], "dates"),
+    (("2020-01-01 00:00:00+00", "2020-01-01T00:00:00-0530", "2020-01-01T00:00:00,5"), [DAY, DAY + 19800, DAY + 0.5], "dates"),
+    (("Jan 1, 2020 10:00 PM", "1 Jan 2020 12:05 am", "2020-01-01 1:05:06 p.m."),
+     [DAY + 22 * 3600, DAY + 300, DAY + 13 * 3600 + 306], "dates"),
+    (("1/1/2020 12:00 PM", "1/13/2020 12:00:30 AM"), [DAY + 12 * 3600, DAY + 12 * 86400 + 30], "dates, month first"),
     ((date(2020, 1, 1), datetime(2020, 1, 1, 1), datetime(2020, 1, 1, tzinfo=timezone(timedelta(hours=1)))),
      [DAY, DAY + 3600, DAY - 3600], "dates"),
 ])  # fmt: skip
@@ -95,7 +109,23 @@ def test_moments(values, seconds, kind):
 
 @pytest.mark.parametrize(
     "value",
-    ["", None, "soon", 10**400, "9" * 400, "2020-13-01", "32/1/2020", "nan", float("inf"), True, "1.13.2020", "2020-01-01 25:00"],
+    [
+        "",
+        None,
+        "soon",
+        10**400,
+        "9" * 400,
+        "2020-13-01",
+        "32/1/2020",
+        "nan",
+        float("inf"),
+        True,
+        "1.13.2020",
+        "2020-01-01 25:00",
+        "1 Jan 2020 10:00 CET",
+        "1/13/2020 13:05 PM",
+        "2020-01-01 13:05 AM",
+    ],
 )
 def test_no_moments(value):
     with pytest.raises(CellError):

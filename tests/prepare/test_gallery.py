@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -82,6 +83,15 @@ def test_failures_have_reasons_and_are_tried_again(settings, tmp_path):
     assert list(found.files) == ["A", "D", "E"]
     web.answers["b"] = jpeg(2)
     assert list(collect(wanted, settings, web).files) == ["A", "B", "D", "E"]
+
+
+def test_a_pipe_is_no_picture(settings, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    found = collect({"A": tmp_path / "pipe", "B": tmp_path}, replace(settings, max_failed_pictures=1.0), Web())
+    assert found.failed == dict.fromkeys("AB", "no file but a folder, pipe or device")
+    (tmp_path / "large").write_bytes(bytes(100))
+    chosen = replace(settings, max_failed_pictures=1.0, max_bytes=99)
+    assert collect({"A": tmp_path / "large"}, chosen, Web()).failed == {"A": "more than 99 bytes"}
 
 
 def test_too_many_failures_are_an_error_that_keeps_what_was_fetched(settings):

@@ -82,6 +82,43 @@ def test_one_file_for_both_numbers_as_tokens_and_named_columns(shop, settings, t
     report = prepare_table(file, file, "mine", tmp_path / "out", settings, columns=columns)
     assert len(report["files"]) == 1 and report["statistics"]["interactions"] == 12
     assert (tmp_path / "out" / "mine" / "mine.inter").read_text().splitlines()[1] == "0\t0\t1577836800"
+    assert report["notes"] == ["all.jsonl: user = who, item = what, time = when, title = label, picture = pic; times are seconds"]
+
+
+def test_an_item_column_that_only_one_file_has(shop, settings, tmp_path):
+    text = (shop / "items.csv").read_text().replace("colour", "asin")
+    (shop / "items.csv").write_text(text)
+    files = shop / "interactions.csv", shop / "items.csv", "mine", tmp_path / "out", settings
+    with pytest.raises(ValueError, match="items.csv: 'sku' and 'asin' may each be the item; say which with --item_column=…"):
+        prepare_table(*files)
+    with pytest.raises(ValueError, match="interactions.csv: there is no column 'ean'"):
+        prepare_table(*files, columns={"item": "ean"})
+    prepare_table(*files, columns={"item": "sku"})
+    check(tmp_path / "out")
+
+
+def test_another_folder_of_pictures_is_another_data_set(shop, settings, tmp_path):
+    (tmp_path / "other" / "pics").mkdir(parents=True)
+    for item in ITEMS:
+        Image.new("RGB", (20, 20), (0, 0, 200)).save(tmp_path / "other" / "pics" / f"{item}.png")
+    files = shop / "interactions.csv", shop / "items.csv", "mine", tmp_path / "out", settings
+    prepare_table(*files, pictures=shop)
+    assert prepare_table(*files, pictures=shop)["already"]
+    with pytest.raises(ValueError, match="was prepared with other recipe; give --overwrite"):
+        prepare_table(*files, pictures=tmp_path / "other")
+
+
+def test_a_title_or_picture_that_is_no_text(shop, settings, tmp_path):
+    lines = [{"item": item, "title": "thing", "image": {"path": "a", "bytes": None}} for item in ITEMS]
+    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match="3 of 3 lines cannot be read.*line 1: picture is an object with fields of its own"):
+        prepare_table(shop / "interactions.csv", tmp_path / "items.jsonl", "mine", tmp_path / "out", settings)
+
+
+def test_items_without_rows(shop, settings, tmp_path):
+    (shop / "items.csv").write_text("sku,name,image\n")
+    with pytest.raises(ValueError, match="items.csv holds no item"):
+        prepare_table(shop / "interactions.csv", shop / "items.csv", "mine", tmp_path / "out", settings)
 
 
 def test_pictures_from_another_folder_and_schemes_that_are_refused(shop, settings, tmp_path):
@@ -113,8 +150,14 @@ def test_titles_and_pictures_for_a_recbole_data_set(shop, settings, tmp_path):
     item = (tmp_path / "out" / "mine" / "mine.item").read_text().splitlines()
     assert item[0].split("\t")[3:] == ["class:token_seq"] and item[1].split("\t")[3] == "fun i0"
     assert {file["file"] for file in report["files"]} == {"ml.inter", "ml.item", "items.csv"}
+    assert report["notes"][0] == "ml.item: item = item_id:token, kept = class:token_seq"
     with pytest.raises(ValueError, match="ml.item: no column looks like the title; there are item_id:token, class:token_seq"):
         prepare_table(None, None, "other", tmp_path / "out", settings, from_recbole=folder)
+    with open(folder / "ml.item", "a") as file:
+        file.write("i0\tanother\n")
+    report = prepare_table(None, shop / "items.csv", "twice", tmp_path / "out", settings, from_recbole=folder)
+    assert (tmp_path / "out" / "twice" / "twice.item").read_text().splitlines()[1].split("\t")[3] == "fun i0"
+    assert "ml.item: further columns of 1 items stand more than once and differ; the first count" in report["notes"]
 
 
 def test_bad_rows_are_counted_and_too_many_an_error(shop, settings, tmp_path):

@@ -1,7 +1,9 @@
 """Tables of every kind give the same rows; what is broken is counted by lines or refused."""
 
+import csv
 import gzip
 import json
+import sys
 from datetime import datetime, timezone
 
 import pyarrow
@@ -99,6 +101,85 @@ def test_what_is_no_table(tmp_path, name, content, words):
         read(tmp_path / name)
 
 
+@pytest.mark.parametrize("kept", [12, 0.5, 0.99])
+def test_a_cut_gzip_table_is_one_clear_error(tmp_path, kept):
+    rows = "".join(f"u{number},{number * 7919 % 99_991}\n" for number in range(20_000))
+    whole = gzip.compress(f"user,item\n{rows}".encode())
+    (tmp_path / "t.csv.gz").write_bytes(whole[: kept if kept > 1 else int(kept * len(whole))])
+    with pytest.raises(ValueError, match=r"t\.csv\.gz: the compressed file is damaged after line \d+ .*put a whole copy there"):
+        read(tmp_path / "t.csv.gz", share=1.0)
+
+
+def test_a_gzip_table_with_other_bytes_inside(tmp_path):
+    whole = bytearray(gzip.compress(b"user,item\n" + b"".join(b"u%d,%d\n" % (n, n * 7919 % 99_991) for n in range(20_000))))
+    whole[len(whole) // 2 : len(whole) // 2 + 50] = bytes(50)
+    (tmp_path / "t.csv.gz").write_bytes(whole)
+    with pytest.raises(ValueError, match="the compressed file is damaged"):
+        read(tmp_path / "t.csv.gz", share=1.0)
+
+
+def test_a_cut_utf_16_table_and_utf_16_json_lines(tmp_path):
+    (tmp_path / "t.csv").write_bytes("item,title\na,b\n".encode("utf-16")[:-1])
+    with pytest.raises(ValueError, match="or cut short .*: give --encoding"):
+        read(tmp_path / "t.csv", share=1.0)
+    (tmp_path / "t.jsonl").write_bytes('{"item": 1}\n'.encode("utf-16"))
+    for encoding in (None, "utf-16"):
+        with pytest.raises(ValueError, match="write them as UTF-8"):
+            read(tmp_path / "t.jsonl", share=1.0, encoding=encoding)
+
+
+def test_a_header_that_cannot_be_decoded_is_no_line_to_skip(tmp_path):
+    (tmp_path / "t.csv").write_bytes("usuário,item\nu,i\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="t.csv, line 1: not UTF-8: give --encoding=…"):
+        read(tmp_path / "t.csv", share=1.0)
+    (tmp_path / "t.csv").write_bytes(b'"user"x,item\nu,i\n')
+    with pytest.raises(ValueError, match="t.csv, line 1: the names of the columns cannot be read"):
+        read(tmp_path / "t.csv", share=1.0)
+
+
+def test_empty_lines_and_a_mark_before_the_header(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"\r\n\r\nitem;title\r\na;b\r\n")
+    assert read(tmp_path / "t.csv")[:2] == (["item", "title"], [(4, ["a", "b"])])
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbfitem,title\na,b\n")
+    assert read(tmp_path / "t.csv", encoding="utf-8")[0] == ["item", "title"]
+
+
+def test_fields_that_come_late_are_named(tmp_path):
+    lines = [{"item": n} for n in range(1000)] + [{"item": 1000, "rating": 5, "shop": 1}, {"item": 1001, "rating": 4}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    table = open_table(tmp_path / "t.jsonl", BadLines(tmp_path / "t.jsonl", 0.0))
+    assert [row for _, row in table.rows] == [[n] for n in range(1002)] and table.late == ["rating", "shop"]
+
+
+def test_bytes_in_parquet_are_text_where_they_are_utf_8(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"a": ["é".encode(), b"\xff", None], "b": [1, 2, 3]}), tmp_path / "t.parquet")
+    assert [row for _, row in read(tmp_path / "t.parquet")[1]] == [["é", 1], [b"\xff", 2], [None, 3]]
+
+
+def test_a_parquet_file_damaged_inside(tmp_path):
+    pyarrow.parquet.write_table(
+        pyarrow.table({"a": [f"user{n}" for n in range(50_000)], "b": [0] * 50_000}), tmp_path / "t.parquet"
+    )
+    content = bytearray((tmp_path / "t.parquet").read_bytes())
+    content[2000:6000] = b"\xff" * 4000
+    (tmp_path / "t.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match="t.parquet: the Parquet file cannot be read after row 0"):
+        read(tmp_path / "t.parquet", share=1.0)
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
+    pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), tmp_path / "t.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r'pip install "recbole-vlm2rec\[parquet\]"'):
+        read(tmp_path / "t.parquet")
+
+
+def test_a_workbook(tmp_path):
+    (tmp_path / "t.xlsx").write_bytes(b"PK\x03\x04 and more")
+    with pytest.raises(ValueError, match="t.xlsx is an archive or a workbook; save its table as CSV"):
+        read(tmp_path / "t.xlsx")
+
+
 def test_a_missing_file(tmp_path):
     with pytest.raises(ValueError, match="none.csv does not exist"):
         read(tmp_path / "none.csv")
@@ -107,6 +188,6 @@ def test_a_missing_file(tmp_path):
 def test_a_title_of_a_million_letters(tmp_path):
     (tmp_path / "t.csv").write_text("item,title\na," + "x" * 1_000_000 + "\n")
     assert len(read(tmp_path / "t.csv")[1][0][1][1]) == 1_000_000
-    import csv
-
-    assert csv.field_size_limit() == 131_072
+    open_tables = [open_table(tmp_path / "t.csv", BadLines(tmp_path / "t.csv", 0.0)) for _ in range(2)]
+    assert csv.field_size_limit() == 131_072  # the whole process's, also while tables are open
+    assert [len(next(table.rows)[1][1]) for table in open_tables] == [1_000_000] * 2
