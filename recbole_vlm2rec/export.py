@@ -55,7 +55,8 @@ def export(
     device = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if native_bfloat16(device) else torch.float32
     encoder = load_encoder(checkpoint, device, dtype)
-    encoder.backbone.merge_lora()
+    if dtype == torch.float32:  # rounded to bfloat16, the sum would lose the smallest of what was learnt
+        encoder.backbone.merge_lora()
     settings = description["encoder"]
     titles = [catalog.title(item) for item in catalog.item_ids]
     pictures = [catalog.image(item) for item in catalog.item_ids]

@@ -278,7 +278,7 @@ class Backbone(nn.Module):
         if pictures:
             inputs["pixel_values"] = ids.new_empty(0)  # never looked at: `_given` answers instead of the tower
         if pictures and pictures[0].grid is not None:
-            grids = torch.stack([picture.grid for picture in pictures]).to(self.device)
+            grids = torch.stack([picture.grid.to(self.device) for picture in pictures])
             # Given explicitly: without token types Qwen-VL silently falls back to one-dimensional positions.
             inputs["image_grid_thw"] = grids
             inputs["position_ids"] = self.model.get_rope_index(ids, kinds, image_grid_thw=grids, attention_mask=mask)[0]

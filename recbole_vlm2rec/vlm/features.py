@@ -106,7 +106,7 @@ class FeatureStore:
                 continue
             try:
                 shard = _Shard(file)
-            except (SafetensorError, KeyError, ValueError) as error:
+            except (SafetensorError, KeyError, ValueError, TypeError) as error:
                 getLogger(__name__).warning(f"{file} is damaged ({error}); it is removed and computed again")
                 file.unlink(missing_ok=True)
                 continue

@@ -100,6 +100,8 @@ class ItemEncoder(nn.Module):
         parts = []
         for start in range(0, len(sequences), size):
             part = sequences[start : start + size]
-            vectors = checkpoint(lambda part=part: tuple(vars(self.encode(part)).values()), use_reentrant=False)
+            # The tensor is there for its device alone: checkpoint keeps the random state of the devices it sees.
+            here = torch.empty(0, device=self.encoder.backbone.device)
+            vectors = checkpoint(lambda _, part=part: tuple(vars(self.encode(part)).values()), here, use_reentrant=False)
             parts.append(Vectors(*vectors))
         return Vectors.of(lambda *vectors: torch.cat(vectors), *parts)
