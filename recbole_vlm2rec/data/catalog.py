@@ -20,7 +20,7 @@ COLUMNS = ("item_id", "title", "image_path")
 # Pillow's decoders answer damaged files with any of these.
 UNREADABLE = (
     *(OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError, LookupError, ArithmeticError, MemoryError),
-    *(TypeError, struct.error),
+    *(TypeError, struct.error, RuntimeError, AttributeError),
 )
 
 

@@ -148,6 +148,7 @@ def place(files: Mapping[str, Path], folder: Path) -> dict[str, str]:
     for token, file in files.items():
         paths[token] = f"images/{image_name(token)}"
         target = folder / paths[token]
+        target.unlink(missing_ok=True)  # copied over, it would change the picture in the cache that it is linked to
         try:
             os.link(file, target)
         except OSError:  # another file system, or one without links

@@ -10,7 +10,7 @@ import io
 import re
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from recbole_vlm2rec.prepare.settings import Settings
 
@@ -22,7 +22,17 @@ LARGEST_RATIO = 200
 
 _PLAIN = re.compile(r"[A-Z0-9_-]{1,64}")
 _RESERVED = re.compile(r"(CON|PRN|AUX|NUL|COM\d|LPT\d)")
+_LIKE_HASHED = re.compile(r".*-[0-9A-F]{16}")
 _ORIENTATION = 0x0112
+_TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class PictureError(ValueError):
@@ -38,7 +48,7 @@ def image_name(token: str) -> str:
 
     No two tokens share a name, even where a file system ignores case, and no token leaves the folder.
     """
-    if _PLAIN.fullmatch(token) and not _RESERVED.fullmatch(token):
+    if _PLAIN.fullmatch(token) and not _RESERVED.fullmatch(token) and not _LIKE_HASHED.fullmatch(token):
         return f"{token}.jpg"
     readable = re.sub(r"[^a-z0-9_]+", "-", token.lower()).strip("-")[:40]
     digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -65,22 +75,14 @@ def normalise(data: bytes, settings: Settings) -> bytes:
         return data if plain else _plain_jpeg(image, settings)
     except PictureError:
         raise
-    except Image.DecompressionBombError as error:
-        raise PictureError(f"more than {settings.max_pixels} pixels") from error
+    except Image.DecompressionBombError as error:  # Pillow's own limit, below a `max_pixels` that was raised
+        limit = min(settings.max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or settings.max_pixels))
+        raise PictureError(f"more than {limit} pixels") from error
     except Image.UnidentifiedImageError as error:
         raise PictureError(_what_it_is(data)) from error
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        IndexError,
-        KeyError,
-        EOFError,
-        ZeroDivisionError,
-        MemoryError,
-        OverflowError,
-    ) as error:
-        # Pillow's decoders answer damaged files with any of these.
+    except Exception as error:
+        # Pillow's decoders answer damage with any type (RuntimeError for AVIF, struct.error and TypeError for TIFF and EXIF, …),
+        # and one picture must not end a whole preparation.
         raise PictureError("damaged or truncated picture") from error
 
 
@@ -94,12 +96,14 @@ def _check_size(width: int, height: int, settings: Settings) -> None:
 
 
 def _plain_jpeg(image: Image.Image, settings: Settings) -> bytes:
-    image = ImageOps.exif_transpose(image)
-    image = _to_rgb(image)
+    # Not ImageOps.exif_transpose: it also writes the EXIF anew, which fails for odd EXIF around good pixels.
+    turn = _TO_UPRIGHT.get(image.getexif().get(_ORIENTATION))
+    image = _to_rgb(image if turn is None else image.transpose(turn))
     scale = settings.longest_side / max(image.size)
     if scale < 1:
         size = tuple(max(1, round(side * scale)) for side in image.size)
         image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    image.info.clear()  # a comment would be taken along, and a long one refused
     out = io.BytesIO()
     image.save(out, "JPEG", quality=QUALITY)
     return out.getvalue()

@@ -197,6 +197,15 @@ def test_placed_pictures_and_their_paths(settings, tmp_path, monkeypatch):
         assert (tmp_path / folder / paths["../x"]).read_bytes() == jpeg(2)
 
 
+def test_placing_again_leaves_the_cache_alone(settings, tmp_path):
+    web = Web(a=jpeg(1), b=jpeg(2))
+    first, second = (collect({"A": f"http://h/{name}"}, settings, web).files for name in "ab")
+    for files, shade in ((first, 1), (first, 1), (second, 2)):
+        place(files, tmp_path)
+        assert (tmp_path / "images/A.jpg").read_bytes() == jpeg(shade)
+    assert first["A"].read_bytes() == jpeg(1) and second["A"].read_bytes() == jpeg(2)
+
+
 def test_failed_pictures_are_listed_one_a_line(tmp_path):
     write_failed(
         tmp_path / "f.tsv", {"A": "404", "B": "no such file"}, {"A": "http://h/a\tb\nc\ud83d", "B": Path("/x"), "C": "x"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin, features
 
 from recbole_vlm2rec.prepare.pictures import PictureError, image_name, normalise
 from recbole_vlm2rec.prepare.settings import Settings
@@ -134,6 +134,55 @@ def test_what_is_no_picture_has_a_reason(data, reason):
         normalise(data, SETTINGS)
 
 
+def test_the_reason_names_the_limit_that_was_met():
+    with pytest.raises(PictureError, match="more than 178956970 pixels"):  # Pillow's own, twice 89,478,485
+        normalise(png_header(20_000, 20_000), Settings(max_pixels=10**9))
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow lacks AVIF")
+@pytest.mark.parametrize("box", [b"av1C", b"iloc", b"pitm"])
+def test_a_damaged_avif_is_a_reason(box):
+    with pytest.raises(PictureError, match="damaged or truncated"):
+        normalise(encoded(halves(), "AVIF").replace(box, b"free"), SETTINGS)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, AttributeError, struct.error, zlib.error])
+def test_whatever_a_decoder_raises_is_a_reason(error, monkeypatch):
+    def broken(image):
+        raise error("of a decoder")
+
+    monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.load", broken)
+    with pytest.raises(PictureError, match="damaged or truncated"):
+        normalise(JPEG, SETTINGS)
+
+
+def test_odd_exif_does_not_cost_a_good_picture():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    data = encoded(halves(), "JPEG", exif=exif)
+    text = struct.pack(">HHI", 0x010E, 2, len("a description") + 1)
+    assert text in data
+    fractions = data.replace(text, struct.pack(">HHI", 0x010E, 12, 1))  # a text that says it is a number
+    image = plain(fractions)
+    assert image.size == (40, 80) and near(image, (20, 10), RED)
+
+
+def test_what_is_written_carries_no_metadata():
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    large = encoded(halves((400, 200)), "JPEG", exif=exif, comment=b"a comment", icc_profile=b"a profile")
+    assert not {"comment", "exif", "icc_profile"} & set(plain(large).info)
+
+
+@pytest.mark.parametrize("length", [100, 70_000])  # a JPEG's comment has room for 65,533
+def test_a_long_comment_does_not_cost_a_good_picture(length):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "c" * length)
+    for data in (encoded(halves(), "GIF", comment=b"c" * length), encoded(halves(), "PNG", pnginfo=text)):
+        image = plain(data)
+        assert near(image, (10, 20), RED) and "comment" not in image.info
+
+
 @given(st.integers(0, len(PNG) - 1), st.integers(1, 255))
 def test_a_flipped_byte_is_a_picture_or_a_reason_never_a_crash(place, flip):
     data = bytearray(PNG)
@@ -154,6 +203,10 @@ def test_other_names_stay_in_the_folder_and_are_short(token):
     name = image_name(token)
     assert len(name) <= 64 and name.endswith(".jpg") and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-.")
     assert name.count(".") == 1 and name[:-4].split("-")[-1].isalnum()
+
+
+def test_no_plain_token_can_take_the_name_of_another():
+    assert image_name(image_name("a").removesuffix(".jpg").upper()).lower() != image_name("a")
 
 
 @given(st.lists(st.text(alphabet="aAbB/.\\ cC1-_", max_size=6), unique=True))
