@@ -34,6 +34,7 @@ def test_the_package_alone_loads_neither_torch_nor_recbole_nor_numpy():
         (["embeddings"], {"recbole", "transformers"}),
         (["vlm", "export"], {"recbole"}),
         (["analysis", "benchmark"], {"recbole"}),
+        (["report"], {"recbole", "torch", "transformers"}),
     ],
 )
 def test_a_room_does_not_load_what_it_must_not(rooms, forbidden):

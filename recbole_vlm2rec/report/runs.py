@@ -1,0 +1,79 @@
+"""Finished runs, found by their result.json and read without torch or recbole.
+
+Imports numpy and the standard library only. Tables, plots and the page read runs through this alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+RESULT, RANKS = "result.json", "ranks.npz"
+
+
+class RunError(ValueError):
+    """There is no finished run where one is expected, or it is damaged; the message names the file."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """One run's folder and the content of its result.json."""
+
+    folder: Path
+    result: dict
+
+    @property
+    def row(self) -> str:
+        """The name under which tables and plots show it: the model, and for task 2 the embedder behind it."""
+        return self.result.get("row", self.result["model"])
+
+    @property
+    def dataset(self) -> str:
+        return self.result["dataset"]
+
+    @property
+    def seed(self) -> int:
+        return self.result["seed"]
+
+    @cached_property
+    def ranks(self) -> dict[str, np.ndarray]:
+        """`<phase>_users` (tokens) and `<phase>_ranks` (0 is first), and what else ranks.npz holds."""
+        file = self.folder / RANKS
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"{file} cannot be read ({error}); run it again") from error
+
+
+def read_run(folder: str | Path) -> FinishedRun:
+    """The finished run in `folder`. Raises RunError where there is none."""
+    file = Path(folder) / RESULT
+    try:
+        return FinishedRun(Path(folder), json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise RunError(f"{folder} is no finished run: it holds no {RESULT}") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read ({error})") from error
+
+
+def find_runs(places: Iterable[str | Path]) -> list[FinishedRun]:
+    """All finished runs in and below these folders, in the order of their paths, none twice.
+
+    Raises RunError for a place that does not exist, or if there is no finished run in any.
+    """
+    found: dict[Path, FinishedRun] = {}
+    places = [Path(place) for place in places]
+    for place in places:
+        if not place.is_dir():
+            raise RunError(f"{place} is no folder: give the folders of runs (--checkpoint_dir of the runs, saved/ by default)")
+        for file in sorted(place.rglob(RESULT)):
+            found.setdefault(file.parent.resolve(), read_run(file.parent))
+    if not found:
+        raise RunError(f"no finished run (a folder with {RESULT}) in {', '.join(map(str, places))}")
+    return list(found.values())
