@@ -84,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--dataset", help="embed this data set's items (default: the one trained on)")
     export.add_argument("--data_path", help="folder of data sets (default: as in training)")
     export.add_argument("--device", help="torch device (default: the GPU where there is one)")
-    export.add_argument("--feature_cache", help="folder of visual tokens (default: features/ beside the run folder)")
+    export.add_argument(
+        "--feature_cache", help="folder of visual tokens (default: features/ beside the run folder; none: not kept)"
+    )
     export.set_defaults(command=_export)
 
     benchmark = commands.add_parser("benchmark", help="measure training, embedding and evaluation speed and peak memory")

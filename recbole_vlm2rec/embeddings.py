@@ -13,17 +13,22 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import struct
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 ITEM_IDS, TENSORS, MANIFEST = "item_ids.txt", "embeddings.safetensors", "manifest.json"
 KINDS = ("text", "image", "fused")
 FORMAT = 1
+BLOCK = 4096  # rows written at once
 AGAIN = "export again (recbole-vlm2rec export --checkpoint=RUN --out=FOLDER)"
 
 
@@ -75,7 +80,7 @@ class ItemEmbeddings:
 
 def write(
     folder: str | Path,
-    item_ids: Sequence[str],
+    item_ids: Iterable[str],
     text: np.ndarray | None = None,
     image: np.ndarray | None = None,
     *,
@@ -84,31 +89,27 @@ def write(
 ) -> None:
     """Writes an export; `text`, `image`, `fused` are [n, d], `manifest` is JSON of the writer's own.
 
-    It is written beside its place and moved there, so that nobody meets half an export. An export that stands there is replaced.
-    Raises EmbeddingsError for content that `read` would refuse, and where `check_place` does.
+    A table may be anything that has a `shape` and gives slices of rows: no more than 4096 rows are held at once, and of the
+    items eight bytes each. It is written beside its place and moved there, so that nobody meets half an export. An export that
+    stands there is replaced. Raises EmbeddingsError for content that `read` would refuse, and where `check_place` does.
     """
     folder = Path(folder).resolve()  # a draft has its place beside the folder itself, not beside a link to it
-    item_ids = [str(item) for item in item_ids]
     tables = {kind: table for kind, table in zip(KINDS, (text, image, fused), strict=True) if table is not None}
-    tables = {kind: np.ascontiguousarray(table, dtype=np.float32) for kind, table in tables.items()}
-    _check(folder, item_ids, tables)
     check_place(folder)
-    contents = {ITEM_IDS: "".join(f"{item}\n" for item in item_ids).encode(), TENSORS: save(tables)}
-    content = {
-        "format": FORMAT,
-        "items": len(item_ids),
-        "dimension": tables["fused"].shape[1],
-        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
-    }
-    contents[MANIFEST] = (json.dumps({**manifest, "content": content}, indent=2) + "\n").encode()
     # The process id keeps two exports to one place from writing into each other's draft.
     draft, old = (folder.with_name(f"{folder.name}.{os.getpid()}.{what}") for what in ("draft", "old"))
     for remains in (draft, old):  # of a process of this number that was killed
         shutil.rmtree(remains, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        for name, data in contents.items():
-            (draft / name).write_bytes(data)
+        items = _Items(folder, lambda: _lines(draft / ITEM_IDS))
+        lines = (f"{item}\n".encode() for item in items.checked(map(str, item_ids)))
+        sha256 = {ITEM_IDS: _write_hashed(draft / ITEM_IDS, lines)}
+        items.check_unique()
+        _check_shapes(folder, items.count, {kind: ("float32", list(table.shape)) for kind, table in tables.items()})
+        sha256[TENSORS] = _write_hashed(draft / TENSORS, _safetensors(tables, items))
+        content = {"format": FORMAT, "items": items.count, "dimension": tables["fused"].shape[1], "sha256": sha256}
+        (draft / MANIFEST).write_text(json.dumps({**manifest, "content": content}, indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             os.replace(folder, old)
         os.replace(draft, folder)
@@ -118,6 +119,26 @@ def write(
             os.replace(old, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def find(folder: str | Path, manifest: Mapping) -> bool:
+    """Whether a whole export with this manifest of the writer's stands in `folder`; its files are read, but not held."""
+    folder = Path(folder)
+    try:
+        stated = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content = stated.pop("content")
+        same = stated == json.loads(json.dumps(manifest)) and content["format"] == FORMAT
+        return same and all(_sha256(folder / name) == sha256 for name, sha256 in content["sha256"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while part := stream.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def check_place(folder: str | Path) -> None:
@@ -158,7 +179,12 @@ def read(folder: str | Path) -> ItemEmbeddings:
         item_ids = contents[ITEM_IDS].decode().split("\n")[:-1]
     except (SafetensorError, UnicodeDecodeError) as error:
         raise EmbeddingsError(f"{folder} cannot be read ({error}); {AGAIN}") from error
-    _check(folder, item_ids, tables)
+    items = _Items(folder, lambda: item_ids)
+    deque(items.checked(item_ids), maxlen=0)
+    items.check_unique()
+    _check_shapes(folder, items.count, {kind: (str(table.dtype), list(table.shape)) for kind, table in tables.items()})
+    for kind, table in tables.items():
+        deque(items.finite(kind, [table]), maxlen=0)
     return ItemEmbeddings(item_ids, tables.get("text"), tables.get("image"), tables["fused"], manifest, folder)
 
 
@@ -171,27 +197,94 @@ def _bytes(file: Path) -> bytes:
         ) from error
 
 
-def _check(folder: Path, item_ids: list[str], tables: Mapping[str, np.ndarray]) -> None:
-    """What holds for every export, on its way out as on its way in."""
-    if not item_ids:
-        raise EmbeddingsError(f"{folder / ITEM_IDS}: no items")
-    seen: dict[str, int] = {}
-    for row, item in enumerate(item_ids):
-        where = f"{folder / ITEM_IDS}, line {row + 1}"
-        if not item or "\n" in item or "\r" in item:
-            raise EmbeddingsError(f"{where}: item {item!r} is empty or holds a line break")
-        if item in seen:
-            raise EmbeddingsError(f"{where}: item {item!r} stands on line {seen[item] + 1} already; every item has one row")
-        seen[item] = row
+def _write_hashed(file: Path, parts: Iterable[bytes]) -> str:
+    """Writes the parts one after another; returns their SHA-256."""
+    digest = hashlib.sha256()
+    with open(file, "wb") as stream:
+        for part in parts:
+            stream.write(part)
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _lines(file: Path) -> Iterator[str]:
+    """Not universal newlines, not splitlines(): a token may hold characters that these take for line ends."""
+    with open(file, encoding="utf-8", newline="\n") as stream:
+        for line in stream:
+            yield line.removesuffix("\n")
+
+
+def _safetensors(tables: Mapping[str, np.ndarray], items: _Items) -> Iterator[bytes]:
+    """The bytes that `safetensors.numpy.save` makes of the tables as float32, some rows at a time."""
+    header, start = {}, 0
+    for kind in sorted(tables):
+        rows, width = tables[kind].shape
+        end = start + 4 * rows * width
+        header[kind] = {"dtype": "F32", "shape": [rows, width], "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    for kind in sorted(tables):
+        blocks = (tables[kind][row : row + BLOCK] for row in range(0, len(tables[kind]), BLOCK))
+        for block in items.finite(kind, (np.ascontiguousarray(block, dtype="<f4") for block in blocks)):
+            yield block.tobytes()
+
+
+class _Items:
+    """What holds for every export, on its way out as on its way in, told as it passes.
+
+    `again` gives the tokens once more, for a message. Of each item eight bytes are held.
+    """
+
+    def __init__(self, folder: Path, again: Callable[[], Iterable[str]]):
+        self.folder, self.again, self.count = folder, again, 0
+        self._met = array("q")
+
+    def checked(self, item_ids: Iterable[str]) -> Iterator[str]:
+        """The same tokens. Raises EmbeddingsError for an empty one and one with a line break."""
+        for item in item_ids:
+            self.count += 1
+            if not item or "\n" in item or "\r" in item:
+                raise self._error(self.count, f"item {item!r} is empty or holds a line break")
+            self._met.append(hash(item))
+            yield item
+
+    def check_unique(self) -> None:
+        """Raises EmbeddingsError unless each token passed once, and at least one did."""
+        if not self.count:
+            raise EmbeddingsError(f"{self.folder / ITEM_IDS}: no items")
+        hashes = np.sort(np.frombuffer(self._met, dtype=np.int64))
+        suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+        lines: dict[str, int] = {}
+        for line, item in enumerate(self.again() if suspects else (), start=1):
+            if hash(item) in suspects and lines.setdefault(item, line) != line:
+                raise self._error(line, f"item {item!r} stands on line {lines[item]} already; every item has one row")
+
+    def finite(self, kind: str, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The same rows. Raises EmbeddingsError after the last one if some hold NaN or infinite values."""
+        bad, rows = [], 0
+        for block in blocks:
+            bad += (rows + np.flatnonzero(~np.isfinite(block).all(axis=1))).tolist()
+            rows += len(block)
+            yield block
+        if bad:
+            first = next(islice(self.again(), bad[0], None))
+            where = f"{self.folder / TENSORS}, {kind}"
+            raise EmbeddingsError(f"{where}: {len(bad)} rows hold NaN or infinite values, the first is item {first!r}")
+
+    def _error(self, line: int, what: str) -> EmbeddingsError:
+        return EmbeddingsError(f"{self.folder / ITEM_IDS}, line {line}: {what}")
+
+
+def _check_shapes(folder: Path, count: int, tables: Mapping[str, tuple[str, list[int]]]) -> None:
+    """Raises EmbeddingsError unless the tables (type and shape by name) are those of an export of `count` items."""
     if "fused" not in tables or set(tables) - set(KINDS):
         names = ", ".join(sorted(tables)) or "nothing"
         raise EmbeddingsError(f"{folder / TENSORS} holds {names}: fused is needed, text and image may stand")
-    for kind, table in tables.items():
+    for kind, (dtype, shape) in tables.items():
         where = f"{folder / TENSORS}, {kind}"
-        if table.dtype != np.float32 or table.ndim != 2 or table.shape[1] != tables["fused"].shape[-1]:
-            shape = f"{table.dtype} {list(table.shape)}"
-            raise EmbeddingsError(f"{where}: {shape}, where float32 [items, d] is due, d the same for all")
-        if len(table) != len(item_ids):
-            raise EmbeddingsError(f"{where}: {len(table)} rows for {len(item_ids)} items")
-        if len(bad := np.flatnonzero(~np.isfinite(table).all(axis=1))):
-            raise EmbeddingsError(f"{where}: {len(bad)} rows hold NaN or infinite values, the first is item {item_ids[bad[0]]!r}")
+        if dtype != "float32" or len(shape) != 2 or shape[1] != tables["fused"][1][-1]:
+            raise EmbeddingsError(f"{where}: {dtype} {shape}, where float32 [items, d] is due, d the same for all")
+        if shape[0] != count:
+            raise EmbeddingsError(f"{where}: {shape[0]} rows for {count} items")

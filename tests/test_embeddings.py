@@ -49,6 +49,23 @@ def test_the_files_are_what_the_contract_says(folder):
     assert set(load_file(folder / "embeddings.safetensors")) == {"text", "image", "fused"}
 
 
+def test_written_in_blocks_the_bytes_are_safetensors_own(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(embeddings, "BLOCK", 3)
+    embeddings.write(tmp_path / "blocks", iter(ITEMS), TEXT, IMAGE, fused=TEXT + IMAGE, manifest={"dataset": "shop"})
+    expected = save({"text": TEXT, "image": IMAGE, "fused": TEXT + IMAGE})
+    assert (folder / "embeddings.safetensors").read_bytes() == expected
+    assert (tmp_path / "blocks" / "embeddings.safetensors").read_bytes() == expected
+
+
+def test_an_export_is_found_by_its_manifest_as_long_as_it_is_whole(folder):
+    stated = {"dataset": "shop", "model": "VLM2Rec"}
+    assert embeddings.find(folder, stated)
+    assert not embeddings.find(folder, {**stated, "model": "other"}) and not embeddings.find(folder / "nowhere", stated)
+    with open(folder / "item_ids.txt", "a") as file:
+        file.write("x\n")
+    assert not embeddings.find(folder, stated)
+
+
 def test_one_modality_or_internal_fusion_has_fused_alone(tmp_path):
     embeddings.write(tmp_path / "out", ITEMS, fused=TEXT.astype(np.float64), manifest={})
     export = embeddings.read(tmp_path / "out")

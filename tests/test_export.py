@@ -251,7 +251,26 @@ def test_parts_of_another_export_are_not_taken_up(checkpoint, data_path, tmp_pat
     run = checkpoint()
     killed = worker(run, tmp_path / "out", die_at=2)
     killed.communicate()
-    assert len(list((tmp_path / "out.parts").glob("*.safetensors"))) == 1
-    run = checkpoint(modalities="text")
+    assert len(list((tmp_path / "out.parts").rglob("*.safetensors"))) == 1
+    checkpoint(modalities="text")
     assert worker(run, tmp_path / "out").communicate()[0].split() == ["5"]
     assert embeddings.read(tmp_path / "out").image is None
+    checkpoint()
+    assert worker(run, tmp_path / "out").communicate()[0].split() == ["3"], "the first one's parts are still there"
+    assert embeddings.read(tmp_path / "out").image is not None and not (tmp_path / "out.parts").exists()
+
+
+def test_who_comes_late_finds_the_export_done(checkpoint, tmp_path):
+    run = checkpoint()
+    assert worker(run, tmp_path / "out").communicate()[0].split() == ["5"]
+    expected = files(tmp_path / "out")
+    assert worker(run, tmp_path / "out", RANK="1", WORLD_SIZE="2").communicate()[0].split() == ["0"]
+    assert files(tmp_path / "out") == expected and not (tmp_path / "out.parts").exists()
+
+
+def test_without_a_feature_cache_nothing_is_kept_and_the_vectors_are_the_same(checkpoint, tmp_path):
+    run = checkpoint()
+    kept = run_export(run, tmp_path / "kept")
+    assert (tmp_path / "features").is_dir()
+    bare = run_export(run, tmp_path / "bare", feature_cache="none")
+    assert bare.fused.tolist() == kept.fused.tolist() and not (tmp_path / "none").exists()

@@ -1,17 +1,19 @@
 """The items of a data set: token, title and picture, read from `<name>.item` as the data contract says.
 
-Imports pillow, the standard library and data.atomic_files only: no quoting, no guessing of missing values, the same everywhere.
+Imports numpy, pillow and data.atomic_files only: no quoting, no guessing of missing values, the same everywhere.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
+from array import array
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from recbole_vlm2rec.data.atomic_files import Interaction, Problem, read_interactions, read_lines
@@ -41,7 +43,8 @@ def read_entries(folder: Path, name: str, pictures: bool = True) -> Iterator[Ent
     """The lines of `<folder>/<name>.item`: an Entry for each that keeps the contract, Problems for each that does not.
 
     Whether a picture can be read is not looked at; without `pictures` there need not even be a column of them. After a Problem
-    with the header nothing follows.
+    with the header nothing follows. An item's second line comes as an Entry too, and at the end as a Problem: what is held of
+    an item until then is eight bytes.
     """
     file = folder / f"{name}.item"
     lines = read_lines(file)
@@ -61,7 +64,7 @@ def read_entries(folder: Path, name: str, pictures: bool = True) -> Iterator[Ent
         return
     places = [names.index(column) for column in needed]
     root = folder.resolve()
-    numbers: dict[str, int] = {}
+    met = array("q")  # a hash of each item
     for line in lines:
         if isinstance(line, Problem):
             yield line
@@ -76,11 +79,7 @@ def read_entries(folder: Path, name: str, pictures: bool = True) -> Iterator[Ent
         if not item:
             yield Problem("empty item_id", file, number, "empty item_id", "give the item its token or remove the line")
             continue
-        if item in numbers:
-            what = f"it stands on line {numbers[item]} already"
-            yield Problem("item twice", file, number, what, "keep one of them", item)
-            continue
-        numbers[item] = number
+        met.append(hash(item))
         sound = True
         if not title.strip():
             sound = False
@@ -91,6 +90,41 @@ def read_entries(folder: Path, name: str, pictures: bool = True) -> Iterator[Ent
             yield Problem(*found[:1], file, number, *found[1:], item)
         if sound:
             yield Entry(item, title, folder / picture[0] if pictures else None, number)
+    yield from _second_lines(file, met, len(names), places[0])
+
+
+def _second_lines(file: Path, met: array, columns: int, place: int) -> Iterator[Problem]:
+    """A Problem for each further line of an item that has one already; `met` are the hashes of all items."""
+    hashes = np.sort(np.frombuffer(met, dtype=np.int64))
+    suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    if not suspects:
+        return
+    numbers: dict[str, int] = {}
+    for number, text in (line for line in read_lines(file) if not isinstance(line, Problem)):
+        cells = text.split("\t")
+        if number == 1 or len(cells) != columns or hash(cells[place]) not in suspects:
+            continue
+        if (item := cells[place]) in numbers:
+            what = f"it stands on line {numbers[item]} already"
+            yield Problem("item twice", file, number, what, "keep one of them", item)
+        numbers.setdefault(item, number)
+
+
+def entries(folder: str | Path, name: str, pictures: bool = True) -> Iterator[Entry]:
+    """`read_entries` of a file that keeps the contract. Raises CatalogError for the first Problem, at the latest at the end."""
+    for entry in read_entries(Path(folder), name, pictures):
+        if isinstance(entry, Problem):
+            raise CatalogError(str(entry))
+        yield entry
+
+
+def catalog_hash(items: Iterable[tuple[str, str, Path | None]]) -> str:
+    """SHA-256 over tokens, titles and the bytes of all pictures (where they were asked for), in order."""
+    digest = hashlib.sha256()
+    hash_of = lru_cache(maxsize=1 << 12)(lambda image: hashlib.sha256(image.read_bytes()).hexdigest())
+    for item, title, image in items:
+        digest.update(f"{item}\t{title}\t{hash_of(image) if image else ''}\n".encode())
+    return digest.hexdigest()
 
 
 class Catalog:
@@ -116,12 +150,7 @@ class Catalog:
         that is missing or lies outside the folder. Whether pictures can be read is `verify_images`.
         """
         folder = Path(folder)
-        entries: list[Entry] = []
-        for entry in read_entries(folder, name, pictures):
-            if isinstance(entry, Problem):
-                raise CatalogError(str(entry))
-            entries.append(entry)
-        return cls(folder, folder / f"{name}.item", entries)
+        return cls(folder, folder / f"{name}.item", list(entries(folder, name, pictures)))
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -161,12 +190,8 @@ class Catalog:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 over tokens, titles and the bytes of all pictures (where they were asked for), in order."""
-        digest = hashlib.sha256()
-        for item, title, image, _ in self._entries.values():
-            picture = hashlib.sha256(image.read_bytes()).hexdigest() if image else ""
-            digest.update(f"{item}\t{title}\t{picture}\n".encode())
-        return digest.hexdigest()
+        """`catalog_hash` of the items."""
+        return catalog_hash(entry[:3] for entry in self._entries.values())
 
 
 def picture_problem(file: Path, entry: Entry, error: BaseException | str) -> Problem:

@@ -154,7 +154,8 @@ def _read_items(folder: Path, name: str, report: _Report) -> tuple[list[Entry], 
     entries, known = [], set()
     for entry in read_entries(folder, name):
         if isinstance(entry, Entry):
-            entries.append(entry)
+            if entry.item not in known:  # a second line comes as a Problem too
+                entries.append(entry)
             known.add(entry.item)
             continue
         report.add_problem(entry)

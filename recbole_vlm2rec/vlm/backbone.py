@@ -153,6 +153,8 @@ class Backbone(nn.Module):
             raise BackboneError(f"max_visual_tokens is {max_visual_tokens}: a picture needs at least one token")
         self.max_visual_tokens = max_visual_tokens
         self.image_token = None
+        self._stacked: bool | None = None  # how the tower hands its features over; seen when it first does
+        self._layers_stacked: list[bool] = []
         if processor is not None:
             self.image_token = model.config.image_token_id
             self._before, self._after = (self._special(mark) for mark in PICTURE_MARKS[model.config.model_type])
@@ -298,6 +300,9 @@ class Backbone(nn.Module):
         if not pictures:
             yield
             return
+        if self._stacked is None:
+            with torch.no_grad():
+                self.embed_pictures([Image.new("RGB", (56, 56))])
         dtype = self.model.dtype
         tokens = [picture.tokens.to(self.device, dtype) for picture in pictures]
         layers = [[part.to(self.device, dtype) for part in layer] for layer in zip(*(picture.deep for picture in pictures))]

@@ -22,6 +22,7 @@ from recbole_vlm2rec.vlm.prompts import Picture, Prompt, image_prompt, interleav
 from recbole_vlm2rec.vlm.selftest import self_test
 
 PICTURE_BATCH = 64
+CACHED = 1 << 13  # texts whose tokens are remembered
 
 
 class VLMEncoder(nn.Module):
@@ -50,8 +51,8 @@ class VLMEncoder(nn.Module):
         self.token_budget, self.max_title_tokens = token_budget, max_title_tokens
         self.features: dict[Path, PictureFeatures] = {}
         self.store: FeatureStore | None = None
-        self._tokens = lru_cache(maxsize=1 << 16)(backbone.tokenize)
-        self._clip_title = lru_cache(maxsize=1 << 16)(self._clip)
+        self._tokens = lru_cache(maxsize=CACHED)(backbone.tokenize)
+        self._clip_title = lru_cache(maxsize=CACHED)(self._clip)
 
     @classmethod
     def from_pretrained(
@@ -77,12 +78,16 @@ class VLMEncoder(nn.Module):
         Does nothing, and says so, where training reaches the vision tower. Raises BackboneError for a picture that cannot be
         read and a folder that cannot be written.
         """
+        self.open_store(folder)
+        if self.store is not None:
+            self.store.compute(pictures, show_progress)
+
+    def open_store(self, folder: str | Path) -> None:
+        """From here on `store` is the folder's (`features.FeatureStore`); stays None where training reaches the vision tower."""
         if not self.backbone.frozen_tower:
             getLogger(__name__).info("visual tokens are not kept: lora_scope all trains the vision tower, so they change")
             return
-        store = FeatureStore(folder, self.backbone)
-        store.compute(pictures, show_progress)
-        self.store = store
+        self.store = FeatureStore(folder, self.backbone)
 
     @property
     def hidden_size(self) -> int:

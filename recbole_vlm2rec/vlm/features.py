@@ -16,6 +16,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from logging import getLogger
 from pathlib import Path
 
@@ -62,38 +63,63 @@ class FeatureStore:
     def compute(self, pictures: Iterable[Path], show_progress: bool = False) -> int:
         """Makes sure that every picture is kept; returns how many had to be computed.
 
-        A second process waits for the first and then finds its work done; a killed one is gone on from at its last shard
-        (512 pictures). Raises BackboneError for a picture that cannot be read and a folder that cannot be written.
+        Two processes at once share the work, and the last one waits for the other's share; a killed one is gone on from at its
+        last shard. Raises BackboneError for a picture that cannot be read and a folder that cannot be written.
         """
         pictures = list(pictures)
         for picture in pictures:
             if picture not in self._hashes:
                 self._hashes[picture] = _file_hash(picture)
+        self._order = {picture: place for place, picture in enumerate(pictures)}
         self._scan()
-        if not self._missing(pictures):
-            return 0
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with self._locked():
-                self._scan()
-                missing = self._missing(pictures)
-                self._write_about()
-                self._compute(missing, show_progress)
-        except OSError as error:
-            raise BackboneError(
-                f"visual tokens cannot be kept in {self.folder}: {error}. Give another place with feature_cache, or null to "
-                f"compute them anew in each run"
-            ) from error
-        return len(missing)
+        missing, computed = self._missing(pictures), 0
+        with tqdm(total=len(missing), desc="Visual tokens", unit="picture", disable=not show_progress, leave=False) as progress:
+            try:
+                for wait in (False, True):
+                    buckets = self._buckets(missing)
+                    while buckets:
+                        computed += self._compute_some(buckets, wait, progress)
+            except OSError as error:
+                raise BackboneError(
+                    f"visual tokens cannot be kept in {self.folder}: {error}. Give another place with feature_cache, or null to "
+                    f"compute them anew in each run"
+                ) from error
+        return computed
 
-    def _locked(self) -> FileLock:
-        lock = FileLock(self.folder / ".lock")
+    def _buckets(self, pictures: Iterable[Path]) -> dict[str, list[Path]]:
+        """Those of the pictures that are still missing, by the first digit of their hash: locked together."""
+        buckets: dict[str, list[Path]] = {}
+        for picture in pictures:
+            if picture not in self:
+                buckets.setdefault(self._hashes[picture][0], []).append(picture)
+        return buckets
+
+    def _compute_some(self, buckets: dict[str, list[Path]], wait: bool, progress: tqdm) -> int:
+        """Takes buckets until they fill a shard, and computes those that are not another process's; returns how many pictures.
+
+        `wait`: takes one, and waits for it. (Nobody waits while it holds another: two could then wait for each other.)
+        """
+        held: dict[str, list[Path]] = {}
+        with ExitStack() as locks:
+            while buckets and sum(map(len, held.values())) < SHARD and not (wait and held):
+                bucket = next(iter(buckets))
+                pictures = buckets.pop(bucket)
+                if lock := self._lock(bucket, wait):
+                    locks.enter_context(lock)
+                    held[bucket] = pictures
+            return self._compute(held, progress) if held else 0
+
+    def _lock(self, bucket: str, wait: bool) -> AbstractContextManager | None:
+        """The bucket's lock, held until the context is left; None where another process holds it and we do not wait."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / f".{bucket}.lock")
         try:
-            lock.acquire(timeout=0)
+            return lock.acquire(timeout=0)
         except Timeout:
+            if not wait:
+                return None
             getLogger(__name__).info(f"another process computes visual tokens in {self.folder}; waiting for it")
-            lock.acquire()
-        return lock
+            return lock.acquire()
 
     def _missing(self, pictures: Sequence[Path]) -> list[Path]:
         """One file for each content that is not kept yet."""
@@ -106,6 +132,8 @@ class FeatureStore:
                 continue
             try:
                 shard = _Shard(file)
+            except FileNotFoundError:  # another process has found it damaged, and removed it
+                continue
             except (SafetensorError, KeyError, ValueError, TypeError) as error:
                 getLogger(__name__).warning(f"{file} is damaged ({error}); it is removed and computed again")
                 file.unlink(missing_ok=True)
@@ -114,19 +142,25 @@ class FeatureStore:
             for row, digest in enumerate(shard.digests):
                 self._places.setdefault(digest, (shard, row))
 
-    def _compute(self, missing: list[Path], show_progress: bool) -> None:
-        with tqdm(total=len(missing), desc="Visual tokens", unit="picture", disable=not show_progress, leave=False) as progress:
-            for start in range(0, len(missing), SHARD):
-                part = missing[start : start + SHARD]
-                features: list[PictureFeatures] = []
-                for first in range(0, len(part), BATCH):
-                    batch = part[first : first + BATCH]
-                    features += self.backbone.embed_pictures(batch)
-                    progress.update(len(batch))
-                self._write(part, features)
+    def _compute(self, held: dict[str, list[Path]], progress: tqdm) -> int:
+        """Computes what is missing of these buckets, whose locks are ours; returns how many pictures that were."""
+        self._scan()  # another process may have been here
+        pictures = [picture for part in held.values() for picture in part]
+        missing = sorted(self._missing(pictures), key=self._order.__getitem__)
+        progress.update(len(pictures) - len(missing))
+        self._tidy(held)
+        for start in range(0, len(missing), SHARD):
+            part = missing[start : start + SHARD]
+            features: list[PictureFeatures] = []
+            for first in range(0, len(part), BATCH):
+                batch = part[first : first + BATCH]
+                features += self.backbone.embed_pictures(batch)
+                progress.update(len(batch))
+            self._write(next(iter(held)), part, features)
         self._scan()
+        return len(missing)
 
-    def _write(self, pictures: list[Path], features: list[PictureFeatures]) -> None:
+    def _write(self, bucket: str, pictures: list[Path], features: list[PictureFeatures]) -> None:
         tensors = {
             "tokens": torch.cat([picture.tokens for picture in features]).cpu(),
             "counts": torch.tensor([len(picture.tokens) for picture in features]),
@@ -137,7 +171,7 @@ class FeatureStore:
         if features[0].grid is not None:
             tensors["grids"] = torch.stack([picture.grid for picture in features]).cpu()
         digests = [self._hashes[picture] for picture in pictures]
-        draft = self.folder / f".{uuid.uuid4().hex}.draft"
+        draft = self.folder / f".{bucket}.{uuid.uuid4().hex}.draft"
         try:
             save_file(tensors, draft, metadata={"pictures": json.dumps(digests)})
             os.replace(draft, self.folder / f"{uuid.uuid4().hex}.safetensors")
@@ -146,10 +180,15 @@ class FeatureStore:
         finally:
             draft.unlink(missing_ok=True)
 
-    def _write_about(self) -> None:
-        for draft in self.folder.glob(".*.draft"):
-            draft.unlink()  # of a process that was killed; nobody else is at work while the lock is ours
-        (self.folder / "about.json").write_text(json.dumps(self._about, indent=2), encoding="utf-8")
+    def _tidy(self, buckets: Iterable[str]) -> None:
+        """Removes what a killed process left of the buckets, whose locks are ours, and says what the folder's name stands for."""
+        for bucket in buckets:
+            for draft in self.folder.glob(f".{bucket}.*.draft"):
+                draft.unlink()
+        if not (about := self.folder / "about.json").is_file():
+            draft = self.folder / f".{bucket}.about.draft"
+            draft.write_text(json.dumps(self._about, indent=2), encoding="utf-8")
+            os.replace(draft, about)
 
 
 class _Shard:

@@ -246,7 +246,7 @@ def test_an_absent_item_is_named_with_its_line_in_inter(shop):
 
 
 def test_all_problems_are_listed_and_the_first_is_raised(shop):
-    """Reading and checking go through the same lines: nothing after a bad line is passed over."""
+    """Reading and checking go through the same lines: nothing after a bad line is passed over. Second lines come last."""
     lines = [
         "a\tRed shirt\timages/a.png",
         "b\t \timages/none.png",
@@ -261,12 +261,13 @@ def test_all_problems_are_listed_and_the_first_is_raised(shop):
         (3, "b", "empty title"),
         (3, "b", "missing picture"),
         (4, None, "wrong number of cells"),
-        (5, "a", "item twice"),
         (6, None, "empty item_id"),
         (8, "e", "image_path outside the folder"),
+        (5, "a", "item twice"),
     ]
     assert [entry for entry in found if isinstance(entry, Entry)] == [
         Entry("a", "Red shirt", folder / "images" / "a.png", 2),
+        Entry("a", "Other", folder / "images" / "b.png", 5),
         Entry("d", "Green mug", folder / "images" / "b.png", 7),
     ]
     with pytest.raises(CatalogError) as caught:

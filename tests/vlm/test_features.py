@@ -1,11 +1,16 @@
 """Visual tokens kept on disk: the same vectors, computed once over runs and processes, never those of another model."""
 
+import hashlib
 import logging
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
+from filelock import FileLock
+from safetensors import safe_open
 
 from recbole_vlm2rec.vlm import features
 from recbole_vlm2rec.vlm.backbone import BackboneError, Lora
@@ -94,7 +99,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half(random_vlm, pictures, tmp_p
     store = FeatureStore(tmp_path, encoder_of(random_vlm).backbone)
     with pytest.raises(BackboneError, match="No space left on device"):
         store.compute(pictures)
-    assert sorted(file.name for file in store.folder.iterdir()) in (["about.json"], [".lock", "about.json"])
+    assert [file.name for file in store.folder.iterdir() if file.suffix != ".lock"] == ["about.json"]
 
 
 def test_with_the_tower_in_training_nothing_is_kept_and_gradients_reach_it(random_vlm, pictures, tmp_path, caplog):
@@ -149,14 +154,41 @@ def worker(model, folder, pictures, die_at=0, wait="no"):
 
 def test_two_processes_at_once_share_the_work(random_vlm, pictures, tmp_path):
     processes = [worker(random_vlm, tmp_path, pictures, wait="both") for _ in range(2)]
-    counts = sorted(process.communicate()[0].split() for process in processes)
+    counts = [process.communicate()[0].split() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert counts == [["0", "0"], [str(len(pictures))] * 2]
+    assert all(kept == embedded for kept, embedded in counts), "what a process computes it keeps"
+    assert sum(int(kept) for kept, _ in counts) == len(pictures), "no picture twice"
+
+
+def test_a_process_waits_for_the_share_of_another(random_vlm, pictures, tmp_path, caplog):
+    """Another one holds the bucket of the first picture, computes it, and lets go."""
+    encoder = encoder_of(random_vlm)
+    mine, other = (FeatureStore(tmp_path, encoder.backbone) for _ in range(2))
+    other.compute(pictures[1:2])
+    lock = FileLock(other.folder / f".{hashlib.sha256(pictures[0].read_bytes()).hexdigest()[0]}.lock")
+    held = threading.Event()
+
+    def share():
+        with lock:
+            held.set()
+            time.sleep(0.5)
+            other._hashes[pictures[0]] = mine._hashes[pictures[0]]
+            other._write("x", pictures[:1], other.backbone.embed_pictures(pictures[:1]))
+
+    thread = threading.Thread(target=share)
+    with caplog.at_level("INFO"):
+        thread.start()
+        held.wait()
+        assert mine.compute(pictures[:1]) == 0
+    assert "another process computes visual tokens" in caplog.text and pictures[0] in mine
 
 
 def test_a_killed_process_is_gone_on_from(random_vlm, pictures, tmp_path):
     killed = worker(random_vlm, tmp_path, pictures, die_at=3)
     killed.communicate()
     assert killed.returncode == -9
+    shards = [safe_open(file, "pt") for file in tmp_path.rglob("*.safetensors")]
+    kept = sum(len(shard.get_tensor("counts")) for shard in shards)
+    assert 2 <= kept < len(pictures)
     again = worker(random_vlm, tmp_path, pictures)
-    assert again.communicate()[0].split() == [str(len(pictures) - 4)] * 2
+    assert again.communicate()[0].split() == [str(len(pictures) - kept)] * 2
