@@ -102,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=("mid", "qwen2.5-vl-3b"),
         help="instead of a data set: random weights of this shape, Beauty's lengths, beside the plain transformers + PEFT loop",
     )
+    benchmark.add_argument(
+        "--export_items", help="instead of these: peak memory of exports of so many items each (10000,1000000)"
+    )
     benchmark.add_argument("--json", type=Path, help="write the figures there too")
     benchmark.set_defaults(command=_benchmark)
 
@@ -138,6 +141,11 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _benchmark(options: argparse.Namespace) -> None:
+    if options.export_items:
+        from recbole_vlm2rec.benchmark.catalogue import measure_exports
+
+        measure_exports([int(count) for count in options.export_items.split(",")], options.backbone, options.json)
+        return
     if options.configuration:
         from recbole_vlm2rec.benchmark.peers import compare
 
@@ -145,7 +153,7 @@ def _benchmark(options: argparse.Namespace) -> None:
         return
     from recbole_vlm2rec.benchmark.throughput import benchmark
 
-    apart = ("command", "json", "configuration")
+    apart = ("command", "json", "configuration", "export_items")
     settings = {name: value for name, value in vars(options).items() if name not in apart and value is not None}
     benchmark(**settings, json_file=options.json)
 
