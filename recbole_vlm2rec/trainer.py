@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from recbole_vlm2rec.analysis.geometry import geometry
 from recbole_vlm2rec.data.candidates import Candidates, draw_candidates
+from recbole_vlm2rec.data.loader import UserBatches
 from recbole_vlm2rec.evaluation import ProtocolMixin
 from recbole_vlm2rec.vlm.checkpoint import STATE, load_adapter, load_penalty, read_description, save_checkpoint
 
@@ -63,6 +64,8 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
         """RecBole's fit; with objective `none` there is nothing to train and the checkpoint is the pretrained model."""
         if not self.model.terms:
             self.epochs = 0
+        if self.config["train_examples"] == "all":
+            train_data = UserBatches(train_data)
         updates = self.epochs * -(-len(train_data) // self.accumulation_steps)
         warmup = max(1, round(self.config["warmup_ratio"] * updates))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / warmup))
@@ -85,7 +88,7 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         """One pass over the training rows; returns the mean loss of a batch."""
         self.model.train()
-        started, rows, losses, statistics = time.perf_counter(), 0, [], []
+        started, users, losses, statistics = time.perf_counter(), 0, [], []
         batches = tqdm(train_data, desc=f"Train {epoch_idx}", unit="batch", disable=not show_progress, leave=False)
         steps, whole = self.accumulation_steps, len(train_data) // self.accumulation_steps * self.accumulation_steps
         for batch, interaction in enumerate(batches, start=1):
@@ -95,11 +98,11 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
             (loss / (steps if batch <= whole else len(train_data) - whole)).backward()
             if batch % steps == 0 or batch == len(train_data):
                 self._update()
-            rows += len(interaction)
+            users += len(interaction[self.model.USER_ID].unique())
             losses.append(loss.item())
             statistics.append(self.model.statistics)
-            batches.set_postfix(loss=f"{losses[-1]:.4f}", users_s=f"{rows / (time.perf_counter() - started):.1f}")
-        self._record(epoch_idx, losses, statistics, rows / (time.perf_counter() - started))
+            batches.set_postfix(loss=f"{losses[-1]:.4f}", users_s=f"{users / (time.perf_counter() - started):.1f}")
+        self._record(epoch_idx, losses, statistics, users / (time.perf_counter() - started))
         return self.history[-1]["loss"]
 
     def _update(self) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image, ImageOps
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from transformers import AutoModel, AutoTokenizer
 # Not from the top: without torchvision, transformers up to 5.17 puts a stand-in there that only raises.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import logging as hf_logging
+
+from recbole_vlm2rec.vlm.packing import NAME, packed
 
 _QWEN = ("<|vision_start|>", "<|vision_end|>")
 PICTURE_MARKS = {
@@ -147,7 +150,7 @@ class Backbone(nn.Module):
 
     def __init__(self, model: nn.Module, tokenizer, processor, max_visual_tokens: int, lora: Lora | None = None):
         super().__init__()
-        self.model, self.tokenizer, self.processor = model, tokenizer, processor
+        self.model, self.tokenizer, self.processor, self.packs = model, tokenizer, processor, False
         self.decoder_name = next(name for name, module in model.named_modules() if module is model.get_decoder())
         if max_visual_tokens < 1:
             raise BackboneError(f"max_visual_tokens is {max_visual_tokens}: a picture needs at least one token")
@@ -217,6 +220,12 @@ class Backbone(nn.Module):
         """Adds (alpha / rank) B A to the weights: the same vectors without the adapters' own products; not to train on."""
         if self.peft is not None:
             self.peft.merge_adapter()
+
+    @property
+    def draws(self) -> bool:
+        """Whether a forward draws anything: dropout, of LoRA's or the model's own, in training mode."""
+        attention = getattr(self.model.get_decoder().config, "attention_dropout", 0.0)
+        return self.training and (attention > 0 or any(m.p > 0 for m in self.modules() if isinstance(m, nn.Dropout)))
 
     @property
     def hidden_size(self) -> int:
@@ -289,7 +298,17 @@ class Backbone(nn.Module):
         # Under autocast the adapters' float32 weights do not pull a bfloat16 model's activations up to float32.
         half = self.model.dtype == torch.bfloat16
         with self._given(pictures), torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=half):
-            return self.model(**inputs, use_cache=False).last_hidden_state
+            if not self.packs:
+                return self.model(**inputs, use_cache=False).last_hidden_state
+            real = mask.bool()
+            with packed():
+                states = self.model(**_end_to_end(inputs, real), use_cache=False).last_hidden_state[0]
+            return states.new_zeros(*ids.shape, states.shape[-1]).masked_scatter(real[..., None], states)
+
+    def pack(self, on: bool) -> None:
+        """Whether the prompts of a forward are laid end to end (`packing`) rather than padded: the same hidden states."""
+        self.packs = on
+        self.model.get_decoder().set_attn_implementation(NAME if on else "sdpa")
 
     @contextmanager
     def _given(self, pictures: Sequence[PictureFeatures]) -> Iterator[None]:
@@ -317,6 +336,19 @@ class Backbone(nn.Module):
             yield
         finally:
             del self.model.get_image_features
+
+
+def _end_to_end(inputs: dict[str, Tensor], real: Tensor) -> dict:
+    """The inputs of a padded batch as those of one row without the padding; `real` [B, T] says which tokens stay."""
+    lengths = real.sum(1)
+    row = {
+        name: tensor[..., real][..., None, :] if tensor.shape[-2:] == real.shape else tensor
+        for name, tensor in inputs.items()
+        if name != "attention_mask"
+    }
+    ends = F.pad(lengths.cumsum(0), (1, 0)).int()
+    longest = int(lengths.max())
+    return {**row, "cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
 def assert_language_only(model: nn.Module, decoder_name: str) -> None:

@@ -1,7 +1,7 @@
 """VLMEncoder: sequences of titles and pictures in, one vector a sequence out (METHOD section 2, eq. 1).
 
-Imports torch and the rest of this room only. Batches are grouped by length, each distinct prompt runs once, and a picture's
-visual tokens are computed once as long as the vision tower is frozen, and kept on disk if asked. All of it is exact.
+Imports torch and the rest of this room only. Prompts are laid end to end, or grouped by length; each distinct one runs once, and
+a picture's visual tokens are computed once as long as the vision tower is frozen, and kept on disk if asked. All of it is exact.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ class VLMEncoder(nn.Module):
 
     Args:
         backbone: the model behind its seam.
-        token_budget: padded tokens of one forward at most (a single longer prompt still runs, alone). Speed and memory
-            only: the vectors do not depend on it.
+        token_budget: tokens (padding included) of one forward at most (a single longer prompt still runs, alone). Speed and
+            memory only: the vectors do not depend on it.
         max_title_tokens: longer titles are cut after so many tokens; None leaves them whole.
-        pad: whether prompts of unlike length share a forward; `selftest` says whether the backbone bears it.
+        pad: whether prompts of unlike length share a padded forward; `selftest` says whether the backbone bears it. Where the
+            backbone packs (`Backbone.pack`), there is no padding, and this says nothing.
         share: whether a prompt is read out of one that begins with it; the same.
     """
 
@@ -70,6 +71,7 @@ class VLMEncoder(nn.Module):
         model, tokenizer, processor = load_pretrained(path_or_name, dtype)
         backbone = Backbone(model.to(device), tokenizer, processor, max_visual_tokens, lora).to(device)
         paths = self_test(backbone)
+        backbone.pack(paths.pack)
         return cls(backbone, token_budget, max_title_tokens, pad=paths.pad, share=paths.share)
 
     def keep_pictures(self, pictures: Iterable[Path], folder: str | Path, show_progress: bool = False) -> None:
@@ -110,22 +112,22 @@ class VLMEncoder(nn.Module):
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
         """[B, d]: hidden state of each prompt's last real token, in the model's dtype, in the order given.
 
-        In evaluation mode a prompt that another one begins with (a user's validation history and test history, say) is read
-        out of the other's forward: what follows a token does not change its hidden state. While training, dropout would then
-        be shared too, so each distinct prompt has a forward of its own.
+        A prompt that another one begins with (two prefixes of a user's history, say) is read out of the other's forward: what
+        follows a token does not change its hidden state. While dropout is drawn it would then be shared too, so each distinct
+        prompt has a forward of its own.
         """
         distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
         features = self._picture_features(distinct)
         ids = [self._prompt_ids(prompt, features) for prompt in distinct]
         keys = list(distinct)
-        hosts = longest_extensions(self._literally(keys)) if self.share and not self.training else range(len(ids))
+        hosts = longest_extensions(self._literally(keys)) if self.share and not self.backbone.draws else range(len(ids))
         readers: dict[int, list[int]] = {}
         for row, host in enumerate(hosts):
             readers.setdefault(host, []).append(row)
         forwards = list(readers)
         vectors: list[Tensor] = [None] * len(ids)
         lengths = [len(ids[host]) for host in forwards]
-        for group in _length_groups(lengths, self.token_budget, waste=0.25 if self.pad else 0.0):
+        for group in self._groups(lengths):
             rows = [forwards[place] for place in group]
             pictures = [features[part] for row in rows for part in keys[row] if isinstance(part, Picture)]
             read = [(place, row) for place, host in enumerate(rows) for row in readers[host]]
@@ -133,6 +135,12 @@ class VLMEncoder(nn.Module):
             for (_, row), vector in zip(read, self._hidden_at(ends, [ids[row] for row in rows], pictures), strict=True):
                 vectors[row] = vector
         return torch.stack([vectors[distinct[prompt]] for prompt in prompts])
+
+    def _groups(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Rows that share a forward: as many as the budget takes where they are packed, else of like length."""
+        if self.backbone.packs:
+            return _packs(lengths, self.token_budget)
+        return _length_groups(lengths, self.token_budget, waste=0.25 if self.pad else 0.0)
 
     def _hidden_at(self, places: list[tuple[int, int]], ids: list[list[int]], pictures: Sequence[PictureFeatures]) -> Tensor:
         """[len(places), d]: hidden states at (row, token) of one padded forward over `ids`."""
@@ -200,6 +208,18 @@ def longest_extensions(sequences: Sequence[tuple[int, ...]]) -> list[int]:
         if sequences[following][: len(sequences[place])] == sequences[place]:
             hosts[place] = hosts[following]
     return hosts
+
+
+def _packs(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Rows in their order, in groups of at most `token_budget` tokens."""
+    group: list[int] = []
+    for row, length in enumerate(lengths):
+        if group and sum(lengths[place] for place in group) + length > token_budget:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
 
 
 def _length_groups(lengths: Sequence[int], token_budget: int, waste: float = 0.25) -> Iterator[list[int]]:

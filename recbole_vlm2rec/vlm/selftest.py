@@ -1,6 +1,7 @@
 """What a backbone is asked before it is trusted: each fast path against the slow one, on two noise pictures and a few words.
 
-Imports torch, pillow and the backbone only. Run once when an encoder is loaded: five short forwards of the language model.
+Imports torch, pillow, the backbone and packing only. Run once when an encoder is loaded: six short forwards of the language
+model.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from recbole_vlm2rec.vlm.backbone import Backbone, BackboneError, PictureFeatures
+from recbole_vlm2rec.vlm.packing import can_pack
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest relative difference between two ways to one vector that rounding explains; wrong positions give 0.1 and more."""
@@ -22,15 +24,20 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 @dataclass(frozen=True)
 class Paths:
-    """Which fast paths are exact. `pad`: prompts of unlike length in one forward. `share`: a prompt read out of a longer one."""
+    """Which fast paths are exact.
 
+    `pack`: prompts laid end to end (`packing`). `pad`: prompts of unlike length in one padded forward. `share`: a prompt read out
+    of a longer one.
+    """
+
+    pack: bool
     pad: bool
     share: bool
 
 
 @torch.no_grad()
 def self_test(backbone: Backbone) -> Paths:
-    """Which fast paths the backbone bears; a warning names each that it does not, and what runs instead.
+    """Which fast paths the backbone bears; a warning names each that it does not, and what runs instead. None is switched on.
 
     Raises BackboneError where features that were computed before, and are handed to the language model, give another vector
     than the model makes of the pixels by itself: such a backbone would be silently wrong on every path.
@@ -71,7 +78,17 @@ def self_test(backbone: Backbone) -> Paths:
             f"family {family!r}: what follows a token changes its hidden state (relative difference {inside:.1e}); each prompt "
             f"has a forward of its own, which is slower and exact"
         )
-    return Paths(pad=padded <= tolerance, share=inside <= tolerance)
+    pack = can_pack(backbone.device, backbone.model.dtype, getattr(backbone.model.get_decoder().config, "attention_dropout", 0.0))
+    if pack:
+        backbone.pack(True)
+        end_to_end = _difference(torch.cat(alone), _at_end(backbone, [short, long], pictures))
+        backbone.pack(False)
+        if not (pack := end_to_end <= tolerance):
+            _warn(
+                f"family {family!r}: prompts laid end to end give other vectors than alone (relative difference "
+                f"{end_to_end:.1e}); they are padded instead, which is slower and exact"
+            )
+    return Paths(pack=pack, pad=padded <= tolerance, share=inside <= tolerance)
 
 
 def _warn(message: str) -> None:

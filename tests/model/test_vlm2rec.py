@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from recbole_vlm2rec import objectives
 from recbole_vlm2rec.config import Config
 from recbole_vlm2rec.data.catalog import CatalogError
+from recbole_vlm2rec.data.loader import UserBatches
 from recbole_vlm2rec.export import export
 from recbole_vlm2rec.quick_start import prepare, run
 from recbole_vlm2rec.registry import get_model, get_trainer
@@ -119,6 +120,46 @@ def test_all_prefixes_give_more_rows_than_one_target_a_user(build):
     _, (last, _, _), _ = build()
     _, (everything, _, _), _ = build(train_examples="all")
     assert len(last._dataset.inter_feat) == 100 < len(everything._dataset.inter_feat)
+
+
+def test_all_prefixes_come_user_by_user(build):
+    model, (rows, _, _), _ = build(train_examples="all", train_batch_size=16)
+    batches = UserBatches(rows)
+    seen = [(batch[model.USER_ID], batch[model.ITEM_SEQ_LEN]) for batch in batches]
+    assert len(seen) == len(batches) == 7 and [len(users.unique()) for users, _ in seen] == [16] * 6 + [4]
+    everyone = torch.cat([users.unique() for users, _ in seen])
+    assert len(everyone) == len(everyone.unique()) == 100 and sum(len(users) for users, _ in seen) == len(rows._dataset)
+    again = [batch[model.USER_ID] for batch in UserBatches(build(train_examples="all", train_batch_size=16)[1][0])]
+    assert all(torch.equal(one, users) for one, (users, _) in zip(again, seen, strict=True))
+
+
+def test_without_dropout_all_prefixes_of_a_user_share_a_pass_with_the_same_loss_and_gradients(build, monkeypatch):
+    model, (rows, _, _), _ = build(train_examples="all", train_batch_size=8, lora_dropout=0.0, objective="sft")
+    batch = next(iter(UserBatches(rows)))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    backbone, read = model.items.encoder.backbone, []
+    monkeypatch.setattr(backbone, "hidden_states", lambda ids, mask, p: read.append(mask.sum()) or type(backbone).hidden_states(
+        backbone, ids, mask, p))  # fmt: skip
+    results = []
+    for shared in (True, False):
+        model.train().zero_grad()
+        model.items.encoder.share = shared
+        read.clear()
+        loss = model.calculate_loss(batch)
+        tokens = int(sum(read))
+        loss.backward()
+        results.append((tokens, loss.item(), torch.cat([w.grad.flatten() for w in model.items.parameters() if w.requires_grad])))
+    (few, loss, gradient), (many, expected, slow) = results
+    assert few < 0.7 * many
+    assert loss == pytest.approx(expected, abs=1e-5)
+    assert (gradient - slow).norm() < 1e-4 * slow.norm()
+
+
+def test_with_dropout_every_prefix_has_a_forward_of_its_own(build):
+    model, _, _ = build(lora_dropout=0.2)
+    assert model.train().items.encoder.backbone.draws and not model.eval().items.encoder.backbone.draws
 
 
 def test_vanilla_is_the_pretrained_model(build, settings, tmp_path):

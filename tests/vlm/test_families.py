@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from recbole_vlm2rec.vlm.backbone import PICTURE_MARKS, SHIPPED, BackboneError, Lora
 from recbole_vlm2rec.vlm.encoder import VLMEncoder
-from recbole_vlm2rec.vlm.prompts import image_prompt
+from recbole_vlm2rec.vlm.prompts import image_prompt, interleaved_prompt, text_prompt
 
 WIDTH, VISION = 32, 24
 TEXT = {
@@ -88,6 +88,9 @@ def save_checkpoint(folder, family):
     config = AutoConfig.for_model(family, image_token_id=tokenizer.convert_tokens_to_ids(token), **settings)
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    for weight in model.parameters():
+        if not weight.any():  # biases, and Gemma 3's projector: every picture would come out as nothing
+            torch.nn.init.normal_(weight, std=0.2)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
@@ -138,6 +141,13 @@ def test_every_family_of_the_table_is_tested():
 
 
 @torch.no_grad()
+def test_pictures_and_their_parts_differ(checkpoint, pictures):
+    """Else every test on pictures would pass in vain."""
+    one, other = (picture.tokens for picture in encoder_of(checkpoint).backbone.embed_pictures(pictures[:2]))
+    assert (one.mean(0) - other.mean(0)).norm() > 1e-2 * one.mean(0).norm() and (one - one[:1]).norm() > 1e-2 * one.norm()
+
+
+@torch.no_grad()
 def test_vectors_equal_the_whole_model_on_pixels(family, checkpoint, pictures):
     encoder = encoder_of(checkpoint)
     text = encoder.encode_text([TITLES, TITLES[1:2], TITLES[:3]])
@@ -155,31 +165,52 @@ def test_vectors_equal_the_whole_model_on_pixels(family, checkpoint, pictures):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("together", ["packed", "padded"])
+def test_together_or_alone_the_vectors_are_the_same(family, checkpoint, pictures, together):
+    """Gemma 3 reads the tokens of a picture in both directions, which a packed forward does not know: found out, and padded."""
+    encoder = encoder_of(checkpoint)
+    assert encoder.backbone.packs == (family != "gemma3")
+    if together == "padded":
+        encoder.backbone.pack(False)
+    encoder.token_budget = 4000
+    prompts = [image_prompt(pictures[:3]), image_prompt(pictures[3:4]), text_prompt(TITLES), text_prompt(TITLES[2:])]
+    prompts += [interleaved_prompt(list(zip(TITLES, pictures))), interleaved_prompt([("a", pictures[5])])]
+    vectors = encoder.encode(prompts)
+    encoder.backbone.pack(False)
+    close(vectors, torch.cat([encoder.encode([prompt]) for prompt in prompts]))
+
+
+@torch.no_grad()
 def test_a_picture_is_one_piece_of_the_known_size(family, checkpoint, pictures):
     features = encoder_of(checkpoint).backbone.embed_pictures([Image.new("RGB", (56, 56), "teal"), pictures[0]])
     assert [len(picture.tokens) for picture in features] == [FAMILIES[family][4]] * 2
     assert len(features[0].deep) == (2 if family == "qwen3_vl" else 0)
 
 
-def test_lora_stays_in_the_language_model_and_its_gradient_equals_one_by_one(family, checkpoint, pictures):
-    sequences = [pictures[:3], pictures[3:4], pictures[1:3]]
+@pytest.mark.parametrize("checkpointed", [True, False])
+def test_lora_stays_in_the_language_model_and_its_gradient_equals_one_by_one(family, checkpoint, pictures, checkpointed):
+    """Packed, padded, one by one; with activations kept, and computed again in the backward pass; a prefix among them."""
+    sequences = [pictures[:3], pictures[3:4], pictures[:2], pictures[1:3]]
     gradients = []
-    for grouped in (True, False):
+    for together in ("packed", "padded", "alone"):
         torch.manual_seed(1)
         encoder = encoder_of(checkpoint, lora=Lora(dropout=0.0))
-        encoder.backbone.checkpoint_activations()
+        if together != "packed":
+            encoder.backbone.pack(False)
+        if checkpointed and together != "alone":
+            encoder.backbone.checkpoint_activations()
         for name, weight in encoder.backbone.model.named_parameters():
             if weight.requires_grad:
                 assert name.startswith(encoder.backbone.decoder_name) and "lora_" in name
                 torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(len(name)))
-        parts = [sequences] if grouped else [[sequence] for sequence in sequences]
+        parts = [[sequence] for sequence in sequences] if together == "alone" else [sequences]
         vectors = torch.cat([encoder.train().encode([image_prompt(sequence) for sequence in part]) for part in parts])
         # A direction of its own for each row: the squares would not do, for the final norm makes every vector equally long.
         (vectors * torch.randn(vectors.shape, generator=torch.Generator().manual_seed(3))).sum().backward()
         gradients.append([weight.grad for weight in encoder.parameters() if weight.requires_grad])
     assert all(gradient.abs().max() > 0 for gradient in gradients[0])
-    together, apart = (torch.cat([gradient.flatten() for gradient in each]) for each in gradients)
-    assert (together - apart).norm() < 1e-4 * apart.norm()
+    *together, alone = (torch.cat([gradient.flatten() for gradient in each]) for each in gradients)
+    assert all((gradient - alone).norm() < 1e-4 * alone.norm() for gradient in together)
     assert set(get_peft_model_state_dict(encoder.backbone.peft))
 
 

@@ -16,7 +16,7 @@ def backbone(random_vlm):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_sound_backbone_passes_in_silence(random_vlm, dtype, recwarn):
     backbone = Backbone(*load_pretrained(str(random_vlm), dtype), max_visual_tokens=16, lora=Lora())
-    assert self_test(backbone) == Paths(pad=True, share=True)
+    assert self_test(backbone) == Paths(pack=True, pad=True, share=True)
     assert not [warning for warning in recwarn if "relative difference" in str(warning.message)]
 
 
