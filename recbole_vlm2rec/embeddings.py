@@ -254,7 +254,8 @@ class _Items:
         """Raises EmbeddingsError unless each token passed once, and at least one did."""
         if not self.count:
             raise EmbeddingsError(f"{self.folder / ITEM_IDS}: no items")
-        hashes = np.sort(np.frombuffer(self._met, dtype=np.int64))
+        hashes = np.frombuffer(self._met, dtype=np.int64)
+        hashes.sort()  # in place: these are all that is held of the items
         suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
         lines: dict[str, int] = {}
         for line, item in enumerate(self.again() if suspects else (), start=1):

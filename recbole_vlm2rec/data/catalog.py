@@ -95,7 +95,8 @@ def read_entries(folder: Path, name: str, pictures: bool = True) -> Iterator[Ent
 
 def _second_lines(file: Path, met: array, columns: int, place: int) -> Iterator[Problem]:
     """A Problem for each further line of an item that has one already; `met` are the hashes of all items."""
-    hashes = np.sort(np.frombuffer(met, dtype=np.int64))
+    hashes = np.frombuffer(met, dtype=np.int64)
+    hashes.sort()  # in place: these are all that is held of the items
     suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
     if not suspects:
         return

@@ -71,8 +71,10 @@ class VLM2Rec(SequentialRecommender):
         self.gradcache_size = config["gradcache_size"]
         if self.gradcache_size is not None and self.gradcache_size < 1:
             raise ValueError(f"gradcache_size is {self.gradcache_size}: give a number of sequences, or null")
-        if config["gradient_checkpointing"] and not self.gradcache_size:  # each costs a forward, and either is enough
-            encoder.backbone.checkpoint_activations()
+        if (checkpointing := config["gradient_checkpointing"]) not in (True, False, "auto"):
+            raise ValueError(f"gradient_checkpointing is {checkpointing!r}: use auto, True or False")
+        if checkpointing and not self.gradcache_size:  # each costs a forward, and either is enough
+            encoder.backbone.checkpoint_activations(as_needed=checkpointing == "auto")
         # In bf16 these two would never move: they stay in fp32 whatever the backbone's type (METHOD section 3).
         self.alpha = nn.Parameter(torch.tensor(float(config["alpha_init"])), requires_grad="wpcl" in self.terms)
         self.beta = nn.Parameter(torch.tensor(float(config["beta_init"])), requires_grad="wpcl" in self.terms)

@@ -26,6 +26,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import logging as hf_logging
 
+from recbole_vlm2rec.vlm.memory import PROBE, ActivationBudget
 from recbole_vlm2rec.vlm.packing import NAME, packed
 
 _QWEN = ("<|vision_start|>", "<|vision_end|>")
@@ -158,6 +159,7 @@ class Backbone(nn.Module):
         self.image_token = None
         self._stacked: bool | None = None  # how the tower hands its features over; seen when it first does
         self._layers_stacked: list[bool] = []
+        self._as_needed, self._budget = False, None
         if processor is not None:
             self.image_token = model.config.image_token_id
             self._before, self._after = (self._special(mark) for mark in PICTURE_MARKS[model.config.model_type])
@@ -209,12 +211,30 @@ class Backbone(nn.Module):
             assert_language_only(self.model, self.decoder_name)
         return peft
 
-    def checkpoint_activations(self) -> None:
-        """Recomputes the language model's activations in the backward pass; the frozen tower needs no backward at all."""
+    def checkpoint_activations(self, as_needed: bool = False) -> None:
+        """Recomputes the language model's activations in the backward pass; the frozen tower needs no backward at all.
+
+        `as_needed`: only of as many layers as memory asks for (`memory`), decided for each encoding.
+        """
         with warnings.catch_warnings():
             # transformers 5.23 renamed the method; the new name is missing in the older versions that are supported.
             warnings.simplefilter("ignore", FutureWarning)
             self.model.get_decoder().gradient_checkpointing_enable({"use_reentrant": False})
+        self._as_needed, self._budget = as_needed, None
+
+    def expect(self, tokens: int) -> None:
+        """Told of the tokens of an encoding before it: where activations are recomputed as needed, decides of how many layers."""
+        if not (self._as_needed and self.training and torch.is_grad_enabled()):
+            return
+        if self._budget is None:
+            ids = torch.zeros(1, PROBE, dtype=torch.long, device=self.device)
+            self._budget = ActivationBudget(
+                self.model.get_decoder(),
+                lambda: self.hidden_states(ids, torch.ones_like(ids), []),
+                self.hidden_size * self.model.dtype.itemsize,
+                self.device,
+            )
+        self._budget.fit(tokens)
 
     def merge_lora(self) -> None:
         """Adds (alpha / rank) B A to the weights: the same vectors without the adapters' own products; not to train on."""

@@ -127,6 +127,7 @@ class VLMEncoder(nn.Module):
         forwards = list(readers)
         vectors: list[Tensor] = [None] * len(ids)
         lengths = [len(ids[host]) for host in forwards]
+        self.backbone.expect(sum(lengths))
         for group in self._groups(lengths):
             rows = [forwards[place] for place in group]
             pictures = [features[part] for row in rows for part in keys[row] if isinstance(part, Picture)]
