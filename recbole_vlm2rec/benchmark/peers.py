@@ -1,7 +1,7 @@
 """Our encoder beside the loop that the documentation of transformers and PEFT leads to: one run, the same weights and inputs.
 
 Imports numpy, pillow, torch, transformers, peft, tqdm, vlm, objectives and measure; runs from a plain checkout. Weights are
-random, so nothing is downloaded; lengths follow Beauty.
+random, so nothing is downloaded; lengths follow Beauty. For embedding, sentence-transformers stands beside both if installed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,90 +20,20 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from recbole_vlm2rec import objectives
+from recbole_vlm2rec.benchmark.inputs import BEAUTY_LENGTHS, Shop, image_prompts, make_shop, random_model, text_prompts
+from recbole_vlm2rec.benchmark.sentences import SentencePeer, available
 from recbole_vlm2rec.benchmark.throughput import machine
 from recbole_vlm2rec.measure import Meter
-from recbole_vlm2rec.vlm.backbone import SHIPPED, Backbone, Lora, native_bfloat16
+from recbole_vlm2rec.vlm.backbone import Backbone, Lora, native_bfloat16
 from recbole_vlm2rec.vlm.encoder import VLMEncoder
 from recbole_vlm2rec.vlm.fusion import ItemEncoder
 from recbole_vlm2rec.vlm.prompts import IMAGE_INSTRUCTION, TEXT_INSTRUCTION
-from recbole_vlm2rec.vlm.tiny_tokenizer import COMMON_WORDS
-
-BEAUTY_LENGTHS = {5: 6416, 6: 3687, 7: 2481, 8: 1906, 9: 2151, 10: 3102}
-"""Interactions of a user -> users, of Beauty after the paper's filters (ten of its items dropped). The last two are held out."""
-
-TITLE_WORDS = (8, 24)
-TOKEN_SIDE = 28
-"""Pixels of a visual token: a patch of 14, two by two of them merged."""
+from recbole_vlm2rec.vlm.selftest import self_test
 
 BATCH, PLAIN_BATCH = 8, 8
 """Users of a training step (the paper's), and sequences of one forward of the plain loop."""
-
-CONFIGURATIONS = {
-    # About 50 million parameters, shaped like Qwen2.5-VL.
-    "mid": {
-        "text": {"hidden_size": 512, "num_hidden_layers": 10, "num_attention_heads": 8, "num_key_value_heads": 2,
-                 "intermediate_size": 1536, "vocab_size": 8192, "mrope_section": [8, 12, 12]},
-        "vision": {"depth": 8, "hidden_size": 384, "intermediate_size": 1024, "num_heads": 6, "fullatt_block_indexes": [3, 7]},
-    },
-    # Qwen/Qwen2.5-VL-3B-Instruct, from its config.json.
-    "qwen2.5-vl-3b": {
-        "text": {"hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2,
-                 "intermediate_size": 11008, "vocab_size": 151936, "mrope_section": [16, 24, 24]},
-        "vision": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
-                   "fullatt_block_indexes": [7, 15, 23, 31]},
-    },
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Shop:
-    """Titles and picture files by item, each user's items, oldest first, and the visual tokens of a picture."""
-
-    titles: list[str]
-    pictures: list[Path]
-    users: list[list[int]]
-    visual_tokens: int
-
-
-def make_shop(folder: Path, users: int, items: int, visual_tokens: int = 64, seed: int = 0) -> Shop:
-    """Items with random titles and noise pictures just as large as the tokens ask for; users as long as Beauty's."""
-    side = round(visual_tokens**0.5) * TOKEN_SIDE
-    rng = np.random.default_rng(seed)
-    titles = [" ".join(rng.choice(COMMON_WORDS, rng.integers(*TITLE_WORDS, endpoint=True))) for _ in range(items)]
-    pictures = []
-    for item in range(items):
-        pictures.append(folder / f"{item}.jpg")
-        Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(pictures[-1], quality=85)
-    lengths, weights = np.array(list(BEAUTY_LENGTHS)), np.array(list(BEAUTY_LENGTHS.values()), float)
-    drawn = rng.choice(lengths, users, p=weights / weights.sum())
-    return Shop(titles, pictures, [rng.choice(items, length, replace=False).tolist() for length in drawn], visual_tokens)
-
-
-def random_model(configuration: str, dtype: torch.dtype, device: str) -> tuple[nn.Module, object, object]:
-    """The whole model with random weights, with the shipped tokenizer and picture processor."""
-    tokenizer = AutoTokenizer.from_pretrained(SHIPPED["tiny"])
-    shape = CONFIGURATIONS[configuration]
-    text, vision = dict(shape["text"]), dict(shape["vision"])
-    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": text.pop("mrope_section")}
-    ends = {
-        "bos_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    names = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>", "vision_start_token_id": "<|vision_start|>"}
-    names["vision_end_token_id"] = "<|vision_end|>"
-    config = AutoConfig.for_model(
-        "qwen2_5_vl", text_config={**text, **ends}, vision_config={**vision, "out_hidden_size": text["hidden_size"]},
-        tie_word_embeddings=True, **ends, **{key: tokenizer.convert_tokens_to_ids(name) for key, name in names.items()},
-    )  # fmt: skip
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
-    return model.to(device), tokenizer, AutoImageProcessor.from_pretrained(SHIPPED["tiny"], backend="pil")
 
 
 class PlainLoop:
@@ -120,11 +49,8 @@ class PlainLoop:
 
     def encode(self, shop: Shop, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Text and image vectors [B, d] of sequences of items."""
-        text = [TEXT_INSTRUCTION + ", ".join(f"{n}) {shop.titles[i]}" for n, i in enumerate(items)) for items in sequences]
-        seen = "<|vision_start|>" + "<|image_pad|>" * shop.visual_tokens + "<|vision_end|>"
-        image = [IMAGE_INSTRUCTION + ", ".join(f"{n}) {seen}" for n, _ in enumerate(items)) for items in sequences]
         pictures = [shop.pictures[item] for items in sequences for item in items]
-        return self._vectors(text, []), self._vectors(image, pictures)
+        return self._vectors(text_prompts(shop, sequences), []), self._vectors(image_prompts(shop, sequences), pictures)
 
     def _vectors(self, prompts: list[str], pictures: list[Path]) -> Tensor:
         inputs = dict(self.tokenizer(prompts, padding=True, padding_side="right", return_tensors="pt"))
@@ -160,8 +86,15 @@ def compare(
         lora = Lora()
         plain = PlainLoop(copy.deepcopy(model), tokenizer, copy.deepcopy(processor), lora)
         backbone = Backbone(model.model, tokenizer, processor, visual_tokens, lora)
-        ours = ItemEncoder(VLMEncoder(backbone).to(device), shop.titles, shop.pictures)
-        figures = _measure(shop, ours, plain, steps, device)
+        paths = self_test(backbone)
+        backbone.pack(paths.pack)
+        backbone.checkpoint_activations(as_needed=True)
+        ours = ItemEncoder(VLMEncoder(backbone, pad=paths.pad, share=paths.share).to(device), shop.titles, shop.pictures)
+        ours.encoder.open_store(Path(place) / "features")
+        sentences = None
+        if available():
+            sentences = SentencePeer(plain.model.get_base_model().model, tokenizer, plain.processor, device, PLAIN_BATCH)
+        figures = _measure(shop, ours, plain, sentences, steps, device)
     figures = {
         "configuration": configuration,
         "parameters": sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name),
@@ -176,8 +109,10 @@ def compare(
     return figures
 
 
-def _measure(shop: Shop, ours: ItemEncoder, plain: PlainLoop, steps: int, device: str) -> dict:
+def _measure(shop: Shop, ours: ItemEncoder, plain: PlainLoop, sentences: SentencePeer | None, steps: int, device: str) -> dict:
     meter, seconds = Meter(), {}
+    with meter("all models loaded"):
+        pass
 
     def clock(name: str, work: Callable[[], object]) -> None:
         with meter(name):
@@ -187,19 +122,25 @@ def _measure(shop: Shop, ours: ItemEncoder, plain: PlainLoop, steps: int, device
                 torch.cuda.synchronize()
             seconds.setdefault(name, []).append(time.perf_counter() - started)
 
-    parts = np.array_split(np.arange(len(shop.titles)), steps)
+    def cold(items: Sequence[int]) -> None:
+        ours.encoder.store.compute([shop.pictures[item] for item in items])
+        ours.encode([[item] for item in items])
+
+    parts = [part.tolist() for part in np.array_split(np.arange(len(shop.titles)), steps)]
     ours.eval(), plain.model.eval()
     with torch.no_grad():
-        same = _apart(ours, plain, shop)
-        ours.encoder.features.clear()
         for part in tqdm(parts, desc="Embed", leave=False):
-            single = [[item] for item in part.tolist()]
-            clock("embed, cold", lambda single=single: ours.encode(single))
+            single = [[item] for item in part]
+            clock("embed, cold", lambda part=part: cold(part))
             clock("embed, kept", lambda single=single: ours.encode(single))
             clock("embed, plain", lambda single=single: _in_batches(plain, shop, single))
+            if sentences:
+                clock("embed, sentences", lambda single=single: _with_sentences(sentences, shop, single))
+        same = _apart(ours, plain, sentences, shop)
         for part in tqdm(np.array_split(np.arange(len(shop.users)), steps), desc="Evaluate", leave=False):
             histories = [shop.users[user][:end] for user in part for end in (-2, -1)]
             clock("evaluate, ours", lambda histories=histories: ours.encode(histories))
+            clock("evaluate, apart", lambda histories=histories: [ours.encode(histories[0::2]), ours.encode(histories[1::2])])
             clock("evaluate, plain", lambda histories=histories: _in_batches(plain, shop, histories))
     ours.train(), plain.model.train()
     trainers = {name: _Trainer(weights.parameters(), device) for name, weights in (("ours", ours), ("plain", plain.model))}
@@ -230,9 +171,12 @@ def _measure(shop: Shop, ours: ItemEncoder, plain: PlainLoop, steps: int, device
             "embed, cold": _ratio(seconds, "embed, plain", "embed, cold"),
             "embed, kept": _ratio(seconds, "embed, plain", "embed, kept"),
             "evaluate": _ratio(seconds, "evaluate, plain", "evaluate, ours"),
+            "evaluate, apart": _ratio(seconds, "evaluate, plain", "evaluate, apart"),
         },
         "visual_tokens": shop.visual_tokens,
-        "train_tokens_per_second": statistics.median(tokens.values()) / medians["train, ours"],
+        "train_tokens_per_second": {
+            side: statistics.median(tokens.values()) / medians[f"train, {side}"] for side in ("ours", "plain")
+        },
         "beauty_epoch_seconds": sum(BEAUTY_LENGTHS.values()) / BATCH * medians["train, ours"],
         "train_floor_seconds": floor,
         "matmul_tflops": matmul / 1e12,
@@ -270,10 +214,19 @@ def _in_batches(plain: PlainLoop, shop: Shop, sequences: Sequence[Sequence[int]]
         plain.encode(shop, sequences[start : start + PLAIN_BATCH])
 
 
-def _apart(ours: ItemEncoder, plain: PlainLoop, shop: Shop) -> float:
-    """Largest relative difference between the two sides' vectors of a few sequences."""
-    sequences = [shop.users[0][:-1], shop.users[1][:-2], [2]]
-    pairs = zip(_both(ours.encode(sequences)), plain.encode(shop, sequences), strict=True)
+def _with_sentences(sentences: SentencePeer, shop: Shop, single: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Text and image vectors [n, d] of single items."""
+    pictures = [shop.pictures[item] for (item,) in single]
+    shown = [{"text": text, "image": picture} for text, picture in zip(image_prompts(shop, single), pictures, strict=True)]
+    return sentences.encode(text_prompts(shop, single)), sentences.encode(shown)
+
+
+def _apart(ours: ItemEncoder, plain: PlainLoop, sentences: SentencePeer | None, shop: Shop) -> float:
+    """Largest relative difference between the sides' vectors of a few sequences and items."""
+    sequences, single = [shop.users[0][:-1], shop.users[1][:-2], [2]], [[2], [3], [5]]
+    pairs = [*zip(_both(ours.encode(sequences)), plain.encode(shop, sequences), strict=True)]
+    if sentences:
+        pairs += zip(_both(ours.encode(single)), _with_sentences(sentences, shop, single), strict=True)
     return max(((one - other).norm(dim=-1) / other.norm(dim=-1)).max().item() for one, other in pairs)
 
 
@@ -327,24 +280,36 @@ def table(figures: dict) -> str:
         ("embed items, cold, items/s", "embed, cold", "embed, plain", "embed, cold"),
         ("embed items, pictures kept, items/s", "embed, kept", "embed, plain", "embed, kept"),
         ("evaluate (valid + test), histories/s", "evaluate, ours", "evaluate, plain", "evaluate"),
+        ("the same, in two calls", "evaluate, apart", "evaluate, plain", "evaluate, apart"),
     ]
     lines = [
         f"{figures['configuration']}: {figures['parameters'] / 1e6:.0f} M parameters, "
         f"{figures['visual_tokens']} visual tokens a picture, "
         f"Beauty's lengths, batch {BATCH}, {figures['dtype']}; {on['device']}, {on['cores']} cores, {on['threads']} threads; "
         f"medians of {figures['steps']}",
-        "| | ours | plain loop | ratio |",
-        "|---|---|---|---|",
+        "| | ours | plain loop | ratio | memory, ours | memory, plain |",
+        "|---|---|---|---|---|---|",
     ]
     for name, one, two, three in rows:
-        lines.append(f"| {name} | {rates[one]:.2f} | {rates[two]:.2f} | {ratio[three]:.1f} |")
+        memory = " | ".join(f"{_memory(figures, phase):.0f} MiB" for phase in (one, two))
+        lines.append(f"| {name} | {rates[one]:.2f} | {rates[two]:.2f} | {ratio[three]:.1f} | {memory} |")
+    if "embed, sentences" in rates:
+        lines += ["", f"sentence-transformers embeds {rates['embed, sentences']:.2f} items/s."]
     shares = ", ".join(f"{name} {share:.0%}" for name, share in figures["train_profile"].items())
+    speed = figures["train_tokens_per_second"]
     lines += [
         "",
-        f"Largest relative difference of the vectors: {figures['largest_relative_difference']:.0e}. The matrix products of a "
-        f"training step alone take {figures['train_floor_seconds']:.1f} s at the {figures['matmul_tflops']:.2f} TFLOP/s of a "
-        f"large one; the step reaches {figures['mfu']:.0%} of that: {figures['train_tokens_per_second']:.0f} tokens/s, "
-        f"{figures['beauty_epoch_seconds']:.0f} s for an epoch of Beauty's {sum(BEAUTY_LENGTHS.values()):,} users. "
-        f"Its time by operation: {shares}.",
+        f"Largest relative difference of the vectors: {figures['largest_relative_difference']:.0e}. Memory is what a phase takes "
+        f"beyond the models. The matrix products of a training step alone take {figures['train_floor_seconds']:.1f} s at the "
+        f"{figures['matmul_tflops']:.2f} TFLOP/s of a large one; our step reaches {figures['mfu']:.0%} of that: "
+        f"{speed['ours']:.0f} tokens/s (plain loop {speed['plain']:.0f}), {figures['beauty_epoch_seconds']:.0f} s for an epoch "
+        f"of Beauty's {sum(BEAUTY_LENGTHS.values()):,} users. Its time by operation: {shares}.",
     ]
     return "\n".join(lines)
+
+
+def _memory(figures: dict, phase: str) -> float:
+    """MiB at the peak of a phase beyond what all models take; the GPU's where there is one."""
+    peaks = figures["peak_memory_mib"]
+    suffix = "_gpu" if f"{phase}_gpu" in peaks else ""
+    return peaks[phase + suffix] - peaks["all models loaded" + suffix]
