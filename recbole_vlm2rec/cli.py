@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from recbole_vlm2rec.prepare.commands import add_commands
+from recbole_vlm2rec.rows import our_models
 
 _OPTION = re.compile(r"^--([A-Za-z][\w-]*)")
 
@@ -21,7 +23,8 @@ usage: run_recbole_vlm2rec.py [--model=NAME] [--dataset=NAME] [--config_files="A
 
 Trains, validates and tests one model on one data set inside RecBole; without arguments, VLM2Rec on minishop.
 
-  --model=NAME       {models}, or any model of RecBole: SASRec, GRU4Rec, BERT4Rec, BPR, LightGCN, …
+  --model=NAME       {models}; or any model of
+                     RecBole: SASRec, GRU4Rec, BERT4Rec, BPR, LightGCN, …
   --dataset=NAME     a folder of --data_path (default atomic_data/) with NAME.inter, NAME.item and pictures
   --key=value        any key of RecBole or of props/*.yaml, where each is explained; values are YAML. Often used:
      --backbone=…       tiny, a local folder, or a hub name such as Qwen/Qwen2.5-VL-3B-Instruct
@@ -58,9 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     if any(argument in ("-h", "--help") for argument in argv):
-        models = [file.stem for file in (Path(__file__).parent / "model").glob("vlm2rec*.py")]
-        names = {"vlm2rec": "VLM2Rec", "vlm2recsasrec": "VLM2RecSASRec", "vlm2recgru4rec": "VLM2RecGRU4Rec"}
-        print(RUN_HELP.format(models=", ".join(sorted(names.get(model, model) for model in models))))
+        print(RUN_HELP.format(models=textwrap.fill(", ".join(our_models()), 100, subsequent_indent=" " * 21)))
         return 0
     from recbole_vlm2rec.arguments import parse_overrides
 

@@ -26,6 +26,7 @@ from recbole.utils import ModelType, argument_list  # noqa: E402
 from recbole_vlm2rec.arguments import Loader  # noqa: E402
 from recbole_vlm2rec.metrics import METRICS  # noqa: E402
 from recbole_vlm2rec.registry import PACKAGE, RECBOLE, did_you_mean, get_model  # noqa: E402
+from recbole_vlm2rec.rows import props_folder  # noqa: E402
 
 # Read by RecBole's source, but in none of its yaml files or lists.
 _UNLISTED = frozenset(
@@ -41,13 +42,6 @@ PREPARED["minishop"] = "recbole-vlm2rec prepare minishop"
 
 # RecBole's Config overwrites the variable; what the user's shell said is kept here, before the first Config.
 _VISIBLE_DEVICES = os.environ.get("CUDA_VISIBLE_DEVICES")
-
-
-def props_folder() -> Path:
-    """Where our yaml files lie: in the installed package, or at the root of a checkout."""
-    package = Path(__file__).parent
-    installed = package / "props"
-    return installed if (installed / "overall.yaml").is_file() else package.parent / "props"
 
 
 class Config(RecBoleConfig):
@@ -98,6 +92,7 @@ class Config(RecBoleConfig):
         settings.update(read_yaml(ours / "overall.yaml"))
         for name in lineage:
             settings.update(_optional(ours / "model" / f"{name}.yaml"))
+        settings.pop("extends", None)  # of a row: what `registry.get_model` has read
         dataset_settings = _optional(ours / "dataset" / f"{dataset}.yaml")
         if "backbone" not in settings:
             # A data set's backbone concerns the models that have one.
@@ -158,7 +153,7 @@ def known_keys() -> frozenset[str]:
             # Found by pattern: parsing a hundred files would take longer than the rest of the start.
             if file.name not in ("url.yaml", "kg_url.yaml"):
                 keys |= set(re.findall(r"^([A-Za-z_][\w-]*)\s*:", file.read_text(encoding="utf-8"), re.MULTILINE))
-    return frozenset(keys)
+    return frozenset(keys - {"extends"})
 
 
 def read_yaml(file: str | Path) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from recbole_vlm2rec import compat
@@ -19,22 +19,25 @@ compat.apply()
 import recbole.utils  # noqa: E402  (after the patches)
 from recbole.utils import ModelType  # noqa: E402
 
+from recbole_vlm2rec.rows import class_names, our_models, rows  # noqa: E402
+
 PACKAGE = "recbole_vlm2rec"
 RECBOLE = Path(recbole.__file__).parent
 RECBOLE_ROOMS = ("general_recommender", "sequential_recommender", "context_aware_recommender", "knowledge_aware_recommender")
 
 
 def get_model(name: str) -> type:
-    """The model class `name`: `recbole_vlm2rec.model.<name in lower case>`, else RecBole's.
+    """The model class `name`: `recbole_vlm2rec.model.<name in lower case>`, a row (`rows`), else RecBole's.
 
     Raises ValueError that names the nearest model and lists all, when there is none.
     """
-    for module in [f"{PACKAGE}.model", *(f"recbole.model.{room}" for room in RECBOLE_ROOMS)]:
-        path = f"{module}.{name.lower()}"
-        if name.isidentifier() and importlib.util.find_spec(path):
-            found = getattr(importlib.import_module(path), name, None)
-            if found is not None:
-                return found
+    if found := _find_class(f"{PACKAGE}.model", name):
+        return found
+    if name in rows():
+        return _row_class(name)
+    for room in RECBOLE_ROOMS:
+        if found := _find_class(f"recbole.model.{room}", name):
+            return found
     ours, theirs = model_names()
     raise ValueError(
         f"there is no model {name!r}{did_you_mean(name, ours + theirs)}.\n"
@@ -42,20 +45,24 @@ def get_model(name: str) -> type:
     )
 
 
+def _find_class(module: str, name: str) -> type | None:
+    path = f"{module}.{name.lower()}"
+    if not (name.isidentifier() and importlib.util.find_spec(path)):
+        return None
+    return getattr(importlib.import_module(path), name, None)
+
+
+@cache
+def _row_class(name: str) -> type:
+    """The code of the model that the row extends, under the row's name, by which Config finds its yaml."""
+    base = get_model(rows()[name])
+    return type(name, (base,), {"__module__": base.__module__, "__doc__": base.__doc__})
+
+
 def model_names() -> tuple[list[str], list[str]]:
     """Names of our models and of RecBole's, sorted, found by reading the sources."""
-    ours = _classes(Path(__file__).parent / "model")
-    theirs = [name for room in RECBOLE_ROOMS for name in _classes(RECBOLE / "model" / room)]
-    return sorted(ours), sorted(theirs)
-
-
-def _classes(folder: Path) -> list[str]:
-    """The class of each module that bears the module's name, whatever the case: RecBole's rule for models."""
-    found = []
-    for file in folder.glob("*.py"):
-        names = re.findall(r"^class (\w+)\(", file.read_text(encoding="utf-8"), re.MULTILINE)
-        found += [name for name in names if name.lower() == file.stem]
-    return found
+    theirs = [name for room in RECBOLE_ROOMS for name in class_names(RECBOLE / "model" / room)]
+    return our_models(), sorted(theirs)
 
 
 def get_trainer(model_class: type) -> type:
