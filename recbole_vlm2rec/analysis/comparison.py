@@ -151,5 +151,5 @@ def require_same_users(dataset: str, rows: Mapping[str, BySeed]) -> None:
             only = np.setxor1d(gains.users, first.users)
             raise ComparisonError(
                 f"{dataset}: {row} with seed {seed} and {other_row} with seed {other_seed} were tested on different users "
-                f"({len(first.users)} and {len(gains.users)}; {str(only[0])!r} is in one only): the data differ; run one of them again"
+                f"({len(first.users)} and {len(gains.users)}; {str(only[0])!r} is in one only): the data differ, run one again"
             )

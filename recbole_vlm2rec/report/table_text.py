@@ -148,7 +148,7 @@ def _notes(table: ResultTable) -> Iterator[str]:
     for block in table.blocks:
         if len({line.seeds for line in block.lines}) > 1:
             seeds = "; ".join(f"{line.row} {', '.join(map(str, line.seeds))}" for line in block.lines)
-            yield f"The rows of {block.dataset} have different seeds, so their means are over different candidates: {seeds}."
+            yield f"The rows of {block.dataset} have different seeds, so their means are not over the same draws: {seeds}."
 
 
 def _about_tests(table: ResultTable) -> str:

@@ -3,6 +3,8 @@
 import csv
 import io
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -148,6 +150,19 @@ def test_mistakes(runs, finished):
     runs.append(finished("GRU4Rec", 1, [1, 1, 1, 1], users=["a", "b", "c", "z"]))
     with pytest.raises(ComparisonError, match="GRU4Rec.*different users"):
         result_table(runs)
+
+
+@pytest.mark.parametrize("command", ["table", "cold-start"])
+def test_help_loads_nothing_heavy(command):
+    code = (
+        "import sys; from recbole_vlm2rec.cli import main\n"
+        "try: main([sys.argv[1], '--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "assert not {'torch', 'recbole', 'numpy'} & set(sys.modules)"
+    )
+    outcome = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "--metrics" in outcome.stdout
 
 
 def test_the_table_of_real_runs_holds_their_own_metrics(toy, tmp_path, capsys):
