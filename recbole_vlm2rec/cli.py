@@ -109,6 +109,23 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--json", type=Path, help="write the figures there too")
     benchmark.set_defaults(command=_benchmark)
 
+    table = commands.add_parser("table", help="the result table over finished runs, with tests of significance")
+    table.add_argument("runs", nargs="+", metavar="RUNS", help="folders of runs, or folders that hold some")
+    table.add_argument("--metrics", default="hit@10,hit@20,ndcg@10,ndcg@20", help="columns (default: %(default)s)")
+    table.add_argument("--tested", default="ndcg@20", help="metrics by which the best row is tested (default: %(default)s)")
+    table.add_argument("--ours", help="names of our rows, with commas (default: those that begin with VLM2Rec)")
+    table.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown")
+    table.add_argument("--out", type=Path, metavar="FILE", help="write it there instead of printing it")
+    table.set_defaults(command=_table)
+
+    cold = commands.add_parser("cold-start", help="finished runs by how often the target stands in the training data")
+    cold.add_argument("runs", nargs="+", metavar="RUNS", help="folders of runs, or folders that hold some")
+    cold.add_argument("--metrics", default="hit@20,ndcg@20", help="a table each (default: %(default)s)")
+    cold.add_argument("--buckets", default="0,1,3,6,11", help="least frequency of each bucket, from 0 on (default: %(default)s)")
+    cold.add_argument("--data_path", type=Path, help="folder of data sets (default: as in the runs)")
+    cold.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    cold.set_defaults(command=_cold_start)
+
     study = commands.add_parser("study", help="the modality collapse study on generated shops (about an hour on two cores)")
     study.add_argument(
         "--out",
@@ -157,6 +174,18 @@ def _benchmark(options: argparse.Namespace) -> None:
     apart = ("command", "json", "configuration", "export_items")
     settings = {name: value for name, value in vars(options).items() if name not in apart and value is not None}
     benchmark(**settings, json_file=options.json)
+
+
+def _table(options: argparse.Namespace) -> None:
+    from recbole_vlm2rec.report.tables import print_table
+
+    print_table(options)
+
+
+def _cold_start(options: argparse.Namespace) -> None:
+    from recbole_vlm2rec.report.cold_start_table import print_cold_start
+
+    print_cold_start(options)
 
 
 def _study(options: argparse.Namespace) -> None:

@@ -75,6 +75,17 @@ def precision(ranks: np.ndarray, k: int) -> np.ndarray:
 METRICS = {"hit": hit, "recall": hit, "ndcg": ndcg, "mrr": mrr, "map": mrr, "precision": precision}
 
 
+def per_user(ranks: np.ndarray, metric: str) -> np.ndarray:
+    """One metric of each user, named as results name it: `per_user(ranks, "ndcg@20")`; float64 [B].
+
+    Raises ValueError for a name that is none, and says which there are.
+    """
+    name, _, k = metric.lower().partition("@")
+    if name not in METRICS or not k.isdecimal() or int(k) < 1:
+        raise ValueError(f"{metric!r} is no metric; write NAME@K, K from 1 on, with one of {', '.join(METRICS)}")
+    return METRICS[name](ranks, int(k))
+
+
 def summary(ranks: np.ndarray, metrics: list[str], topk: list[int]) -> dict[str, float]:
     """Means over the users, named as RecBole names them: `{"hit@10": 0.31, ...}`, at full precision."""
     return {f"{name.lower()}@{k}": float(METRICS[name.lower()](ranks, k).mean()) for name in metrics for k in topk}

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from recbole_vlm2rec.metrics import full_ranks, hit, mrr, ndcg, positive_ranks, precision, summary
+from recbole_vlm2rec.metrics import full_ranks, hit, mrr, ndcg, per_user, positive_ranks, precision, summary
 
 
 def test_ranks_by_hand():
@@ -52,6 +52,14 @@ def test_metrics_by_hand():
     assert precision(ranks, 10).tolist() == pytest.approx([0.1, 0.1, 0])
     assert ndcg(ranks, 20)[2] == pytest.approx(1 / math.log2(12))
     assert summary(ranks, ["Hit", "NDCG"], [10]) == pytest.approx({"hit@10": 2 / 3, "ndcg@10": 0.5})
+
+
+def test_a_metric_by_its_name():
+    assert per_user(np.array([1, 3, 11]), "NDCG@10").tolist() == pytest.approx([1, 0.5, 0])
+    assert per_user(np.array([1, 3, 11]), "hit@3").tolist() == [1, 1, 0]
+    for name in ("ndgc@10", "ndcg", "ndcg@", "ndcg@0", "ndcg@-1", "@10", "ndcg@1.5"):
+        with pytest.raises(ValueError, match="is no metric; write NAME@K, K from 1 on, with one of hit, "):
+            per_user(np.array([1]), name)
 
 
 def test_chance_level():

@@ -42,7 +42,7 @@ class FinishedRun:
 
     @cached_property
     def ranks(self) -> dict[str, np.ndarray]:
-        """`<phase>_users` (tokens) and `<phase>_ranks` (0 is first), and what else ranks.npz holds."""
+        """`<phase>_users` (tokens) and `<phase>_ranks` (1 is best), and what else ranks.npz holds."""
         file = self.folder / RANKS
         try:
             with np.load(file, allow_pickle=False) as arrays:

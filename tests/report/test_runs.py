@@ -9,7 +9,7 @@ from recbole_vlm2rec.report.runs import RunError, find_runs, read_run
 def write(folder, **result):
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps({"model": "BPR", "dataset": "shop", "seed": 1, **result}))
-    np.savez_compressed(folder / "ranks.npz", test_users=np.array(["a", "b"]), test_ranks=np.array([0, 3]))
+    np.savez_compressed(folder / "ranks.npz", test_users=np.array(["a", "b"]), test_ranks=np.array([1, 4]))
     return folder
 
 
@@ -19,7 +19,7 @@ def test_finds_runs_below_several_places_each_once(tmp_path):
     (tmp_path / "saved" / "unfinished").mkdir()
     runs = find_runs([tmp_path / "saved", tmp_path / "saved" / "b"])
     assert [(run.row, run.dataset, run.seed) for run in runs] == [("BPR", "shop", 1), ("VLM2RecSASRec@VLMSFT", "shop", 1)]
-    assert runs[0].ranks["test_ranks"].tolist() == [0, 3]
+    assert runs[0].ranks["test_ranks"].tolist() == [1, 4]
 
 
 def test_says_where_there_is_no_run(tmp_path):
