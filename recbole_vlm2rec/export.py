@@ -48,32 +48,21 @@ def export(
     wrong and where.
     """
     embeddings.check_place(out)  # now, not after the work
-    description = read_description(checkpoint)
-    name = dataset or description["dataset"]
-    folder = Path(data_path) / name if data_path else _trained_folder(description, name)
-    catalog = Catalog.read(folder, name, pictures=description["encoder"]["modalities"] != "text")
-    device = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if native_bfloat16(device) else torch.float32
-    encoder = load_encoder(checkpoint, device, dtype)
+    items, catalog = load_items(checkpoint, dataset, data_path, device, show_progress, feature_cache)
+    backbone, description = items.encoder.backbone, read_description(checkpoint)
+    settings, dtype = description["encoder"], backbone.model.dtype
     if dtype == torch.float32:  # rounded to bfloat16, the sum would lose the smallest of what was learnt
-        encoder.backbone.merge_lora()
-    settings = description["encoder"]
-    titles = [catalog.title(item) for item in catalog.item_ids]
-    pictures = [catalog.image(item) for item in catalog.item_ids]
-    items = ItemEncoder(encoder, titles, pictures, settings["fusion"], settings["modalities"])
-    if "image" in settings["modalities"]:
-        beside = checkpoint_folder(checkpoint).resolve().parent.parent / "features"
-        encoder.keep_pictures(pictures, feature_cache or beside, show_progress)
+        backbone.merge_lora()
 
     adapter = checkpoint_folder(checkpoint) / ADAPTER
     manifest = {
-        "dataset": name,
+        "dataset": dataset or description["dataset"],
         "catalog": catalog.hash,
         "model": description["model"],
         "checkpoint": checkpoint_folder(checkpoint).resolve().parent.name,
         "trained_on": description["dataset"],
         "encoder": settings,
-        "revision": getattr(encoder.backbone.model.config, "_commit_hash", None),  # of the hub; None for a local folder
+        "revision": getattr(backbone.model.config, "_commit_hash", None),  # of the hub; None for a local folder
         "adapter_sha256": hashlib.sha256(adapter.read_bytes()).hexdigest() if adapter.is_file() else None,
         "prompts": [TEXT_INSTRUCTION, IMAGE_INSTRUCTION] if settings["fusion"] == "external" else [INTERLEAVED_INSTRUCTION],
         "dtype": str(dtype).removeprefix("torch."),
@@ -82,6 +71,34 @@ def export(
     parts.embed(items, show_progress)
     parts.finish(list(catalog.item_ids))
     return Path(out)
+
+
+def load_items(
+    checkpoint: str | Path,
+    dataset: str | None = None,
+    data_path: str | Path | None = None,
+    device: str | None = None,
+    show_progress: bool = True,
+    feature_cache: str | Path | None = None,
+) -> tuple[ItemEncoder, Catalog]:
+    """The checkpoint's encoder over the items of `dataset`, in evaluation mode, and their catalogue; arguments as in `export`.
+
+    Item number n of the encoder is the catalogue's n-th. The GPU computes in bfloat16 where it has it, all else in float32.
+    """
+    description = read_description(checkpoint)
+    name, settings = dataset or description["dataset"], description["encoder"]
+    # RecBole's data_path already ends with the data set's own folder.
+    folder = Path(data_path or Path(description["data_path"]).parent) / name
+    catalog = Catalog.read(folder, name, pictures=settings["modalities"] != "text")
+    device = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    encoder = load_encoder(checkpoint, device, torch.bfloat16 if native_bfloat16(device) else torch.float32)
+    titles = [catalog.title(item) for item in catalog.item_ids]
+    pictures = [catalog.image(item) for item in catalog.item_ids]
+    items = ItemEncoder(encoder, titles, pictures, settings["fusion"], settings["modalities"])
+    if "image" in settings["modalities"]:
+        beside = checkpoint_folder(checkpoint).resolve().parent.parent / "features"
+        encoder.keep_pictures(pictures, feature_cache or beside, show_progress)
+    return items.eval(), catalog
 
 
 class _Parts:
@@ -139,8 +156,3 @@ class _Parts:
             tables = {kind: torch.cat([part[kind] for part in parts]).numpy() for kind in parts[0]}
             embeddings.write(self.out, item_ids, manifest=self.about, **tables)
             shutil.rmtree(self.folder)
-
-
-def _trained_folder(description: dict, name: str) -> Path:
-    # RecBole's data_path already ends with the data set's own folder.
-    return Path(description["data_path"]).parent / name
