@@ -90,6 +90,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.set_defaults(command=_export)
 
+    analyse = commands.add_parser("analyse", help="how far the modalities of a VLM2Rec run have collapsed")
+    analyse.add_argument("--checkpoint", required=True, help="run folder of a VLM2Rec run, or its checkpoint/")
+    analyse.add_argument("--dataset", help="measure on this data set (default: the one trained on)")
+    analyse.add_argument("--data_path", help="folder of data sets (default: as in training)")
+    analyse.add_argument("--device", help="torch device (default: the GPU where there is one)")
+    analyse.add_argument("--feature_cache", help="folder of visual tokens (default: features/ beside the run folder)")
+    analyse.add_argument("--json", type=Path, help="write the figures there too")
+    analyse.set_defaults(command=_analyse)
+
     benchmark = commands.add_parser("benchmark", help="measure training, embedding and evaluation speed and peak memory")
     benchmark.add_argument("--dataset", default="minishop")
     benchmark.add_argument("--data_path", default="atomic_data")
@@ -156,6 +165,19 @@ def _export(options: argparse.Namespace) -> None:
     )
     done = (folder / MANIFEST).is_file()
     print(f"export: {folder}" if done else f"this process's share of {folder} is done; the last one to finish writes it")
+
+
+def _analyse(options: argparse.Namespace) -> None:
+    from recbole_vlm2rec.analysis.collapse import analyse
+
+    analyse(
+        options.checkpoint,
+        options.dataset,
+        options.data_path,
+        options.device,
+        options.feature_cache,
+        options.json,
+    )
 
 
 def _benchmark(options: argparse.Namespace) -> None:

@@ -29,7 +29,7 @@ GEOMETRY_NEGATIVES = 10
 # What may change when a run is resumed: where it reads, writes and computes, and how long it goes on.
 FREE_KEYS = frozenset(
     "resume checkpoint_dir result_file data_path show_progress state gpu_id use_gpu device worker log_wandb wandb_project epochs "
-    "eval_batch_size feature_cache".split()
+    "eval_batch_size feature_cache gradient_alignment_every".split()
 )
 
 
@@ -47,6 +47,10 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
         self.accumulation_steps = config["accumulation_steps"]
         self.schedule = None
         self.history: list[dict] = []
+        self.alignment_every = config["gradient_alignment_every"]
+        if self.alignment_every is not None and self.alignment_every < 1:
+            raise ValueError(f"gradient_alignment_every is {self.alignment_every}: give a number of batches, or null")
+        self.alignments: list[dict] = []
         self.report: dict[str, dict] = {}
         self._loader_generator = None
 
@@ -92,6 +96,7 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
         batches = tqdm(train_data, desc=f"Train {epoch_idx}", unit="batch", disable=not show_progress, leave=False)
         steps, whole = self.accumulation_steps, len(train_data) // self.accumulation_steps * self.accumulation_steps
         for batch, interaction in enumerate(batches, start=1):
+            self._measure_alignment(epoch_idx, epoch_idx * len(train_data) + batch - 1, interaction)
             loss = self.model.calculate_loss(interaction.to(self.device))
             self._check_nan(loss)
             # The last group of an epoch may be smaller; it is averaged over its own size.
@@ -104,6 +109,16 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
             batches.set_postfix(loss=f"{losses[-1]:.4f}", users_s=f"{users / (time.perf_counter() - started):.1f}")
         self._record(epoch_idx, losses, statistics, users / (time.perf_counter() - started))
         return self.history[-1]["loss"]
+
+    def _measure_alignment(self, epoch: int, step: int, interaction) -> None:
+        """Figure 1b, before the batch is trained on; `step` counts the batches before it. Training goes on as without it."""
+        if self.alignment_every is None or step % self.alignment_every:
+            return
+        with self.meter("gradient_alignment"):
+            found = self.model.gradient_alignment(interaction.to(self.device))
+        self.alignments.append({"step": step, "epoch": epoch, **found})
+        for side, value in found.items():
+            self.tensorboard.add_scalar(f"Training/gradient_alignment_{side}", value, step)
 
     def _update(self) -> None:
         if self.clip_grad_norm:
@@ -168,8 +183,9 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
         return {kind: geometry(getattr(queries, kind), getattr(items, kind), targets, negatives) for kind in kinds}
 
     def diagnostics(self) -> dict:
-        """Means of every epoch (`training`), modality dropout and geometry on the test users."""
-        return {"training": self.history, **self.report}
+        """Means of every epoch (`training`), gradient alignment, modality dropout and geometry on the test users."""
+        alignment = {} if self.alignment_every is None else {"gradient_alignment": self.alignments}
+        return {"training": self.history, **alignment, **self.report}
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         if epoch < 0 and self.start_epoch > 0:
@@ -194,6 +210,7 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
                 "best_epoch": self.best_epoch,
                 "best_metrics": self._best[1] if self._best else None,
                 "history": self.history,
+                "alignments": self.alignments,
                 "updates": self.schedule.last_epoch,
             },
             "config": config.as_dict(),
@@ -241,6 +258,7 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
         self.start_epoch, self.cur_step = progress["epoch"] + 1, progress["cur_step"]
         self.best_valid_score, self.best_valid_result = progress["best_valid_score"], progress["best_valid_result"]
         self.best_epoch, self.history = progress["best_epoch"], progress["history"]
+        self.alignments = progress.get("alignments", [])  # a run of an earlier version has none
         if "best.ranks" in state:
             self._best = state["best.ranks"].numpy(), progress["best_metrics"]
         self.train_loss_dict = {entry["epoch"]: entry["loss"] for entry in self.history}

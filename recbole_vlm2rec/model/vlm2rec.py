@@ -1,6 +1,6 @@
 """VLM2Rec: a vision-language model ranks items by the cosine of sequence and item embeddings (task 1).
 
-Imports recbole (the abstract model), vlm and objectives. One encoder reads histories and items alike.
+Imports recbole (the abstract model), vlm, objectives and analysis. One encoder reads histories and items alike.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from recbole_vlm2rec import objectives
+from recbole_vlm2rec.analysis.gradients import alignment, dropout_off
 from recbole_vlm2rec.vlm.backbone import Lora, native_bfloat16
 from recbole_vlm2rec.vlm.encoder import VLMEncoder
 from recbole_vlm2rec.vlm.fusion import ItemEncoder, Vectors
@@ -68,6 +69,11 @@ class VLM2Rec(SequentialRecommender):
         if (cache := config["feature_cache"]) and "image" in config["modalities"]:
             folder = Path(config["checkpoint_dir"]) / "features" if cache == "auto" else cache
             encoder.keep_pictures(pictures[1:], folder, self.show_progress)
+        if config["gradient_alignment_every"] is not None and not self.items.apart:
+            raise ValueError(
+                f"gradient_alignment_every compares text with image gradients: it needs fusion: external and modalities: "
+                f"text+image, not fusion {config['fusion']} and modalities {config['modalities']}"
+            )
         self.gradcache_size = config["gradcache_size"]
         if self.gradcache_size is not None and self.gradcache_size < 1:
             raise ValueError(f"gradcache_size is {self.gradcache_size}: give a number of sequences, or null")
@@ -85,13 +91,7 @@ class VLM2Rec(SequentialRecommender):
 
     def calculate_loss(self, interaction) -> Tensor:
         """The configured objective over a batch of (history, target) rows; scalar."""
-        histories = self.histories(interaction)
-        users, targets = interaction[self.USER_ID], interaction[self.POS_ITEM_ID]
-        # One call, so that histories and items of like length share forwards and each distinct prompt runs once.
-        sequences = histories + [[item] for item in targets.tolist()]
-        both = self.items.encode_cached(sequences, self.gradcache_size) if self.gradcache_size else self.items.encode(sequences)
-        z, e = both.rows(slice(len(histories))), both.rows(slice(len(histories), None))
-        masks = {"item_ids": targets, "user_ids": users}
+        z, e, masks = self.encode_batch(interaction)
         loss = z.fused.new_zeros(())
         if "wpcl" in self.terms:
             loss = loss + objectives.wpcl(
@@ -109,6 +109,23 @@ class VLM2Rec(SequentialRecommender):
                 centre=self.penalty_options["centre"], **masks,
             )  # fmt: skip
         return loss
+
+    def encode_batch(self, interaction) -> tuple[Vectors, Vectors, dict[str, Tensor]]:
+        """Vectors of the rows' histories and of their targets, [B, d] each, and the ids that mask negatives."""
+        histories, targets = self.histories(interaction), interaction[self.POS_ITEM_ID]
+        # One call, so that histories and items of like length share forwards and each distinct prompt runs once.
+        sequences = histories + [[item] for item in targets.tolist()]
+        both = self.items.encode_cached(sequences, self.gradcache_size) if self.gradcache_size else self.items.encode(sequences)
+        masks = {"item_ids": targets, "user_ids": interaction[self.USER_ID]}
+        return both.rows(slice(len(histories))), both.rows(slice(len(histories), None)), masks
+
+    def gradient_alignment(self, interaction) -> dict[str, float]:
+        """Cosine of the text-only and of the image-only InfoNCE gradient with the fused one (figure 1b), dropout off."""
+        weights = [parameter for parameter in self.items.parameters() if parameter.requires_grad]
+        with dropout_off(self):
+            z, e, masks = self.encode_batch(interaction)
+            sides = ([vectors.fused, vectors.text, vectors.image] for vectors in (z, e))
+            return alignment(*sides, weights, self.tau_wpcl, **masks)
 
     def histories(self, interaction) -> list[list[int]]:
         """The rows' histories as lists of item ids, oldest first, padding removed."""
