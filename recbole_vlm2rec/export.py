@@ -1,12 +1,11 @@
 """Embeds every item of a catalogue with a trained (or untouched) encoder and writes the export folder.
 
-Imports torch, filelock, safetensors, data.catalog, vlm and embeddings; no recbole. Vectors are kept batch by batch in
+Imports torch, filelock, safetensors, trained, vlm and embeddings; no recbole. Vectors are kept batch by batch in
 `<out>.parts` until all are there, so that a killed export goes on, and several processes (torchrun) share the work.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,11 +17,8 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from recbole_vlm2rec import embeddings
-from recbole_vlm2rec.data.catalog import Catalog
-from recbole_vlm2rec.vlm.backbone import native_bfloat16
-from recbole_vlm2rec.vlm.checkpoint import ADAPTER, checkpoint_folder, load_encoder, read_description
+from recbole_vlm2rec.trained import Trained, load_trained
 from recbole_vlm2rec.vlm.fusion import ItemEncoder
-from recbole_vlm2rec.vlm.prompts import IMAGE_INSTRUCTION, INTERLEAVED_INSTRUCTION, TEXT_INSTRUCTION
 
 ITEM_BATCH = 256
 
@@ -48,39 +44,15 @@ def export(
     wrong and where.
     """
     embeddings.check_place(out)  # now, not after the work
-    description = read_description(checkpoint)
-    name = dataset or description["dataset"]
-    folder = Path(data_path) / name if data_path else _trained_folder(description, name)
-    catalog = Catalog.read(folder, name, pictures=description["encoder"]["modalities"] != "text")
-    device = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if native_bfloat16(device) else torch.float32
-    encoder = load_encoder(checkpoint, device, dtype)
-    if dtype == torch.float32:  # rounded to bfloat16, the sum would lose the smallest of what was learnt
-        encoder.backbone.merge_lora()
-    settings = description["encoder"]
-    titles = [catalog.title(item) for item in catalog.item_ids]
-    pictures = [catalog.image(item) for item in catalog.item_ids]
-    items = ItemEncoder(encoder, titles, pictures, settings["fusion"], settings["modalities"])
-    if "image" in settings["modalities"]:
-        beside = checkpoint_folder(checkpoint).resolve().parent.parent / "features"
-        encoder.keep_pictures(pictures, feature_cache or beside, show_progress)
+    return export_items(load_trained(checkpoint, dataset, data_path, device), out, show_progress, feature_cache)
 
-    adapter = checkpoint_folder(checkpoint) / ADAPTER
-    manifest = {
-        "dataset": name,
-        "catalog": catalog.hash,
-        "model": description["model"],
-        "checkpoint": checkpoint_folder(checkpoint).resolve().parent.name,
-        "trained_on": description["dataset"],
-        "encoder": settings,
-        "revision": getattr(encoder.backbone.model.config, "_commit_hash", None),  # of the hub; None for a local folder
-        "adapter_sha256": hashlib.sha256(adapter.read_bytes()).hexdigest() if adapter.is_file() else None,
-        "prompts": [TEXT_INSTRUCTION, IMAGE_INSTRUCTION] if settings["fusion"] == "external" else [INTERLEAVED_INSTRUCTION],
-        "dtype": str(dtype).removeprefix("torch."),
-    }
-    parts = _Parts(Path(out), manifest, len(catalog))
-    parts.embed(items, show_progress)
-    parts.finish(list(catalog.item_ids))
+
+def export_items(trained: Trained, out: str | Path, show_progress: bool = True, feature_cache: str | Path | None = None) -> Path:
+    """`export` of a checkpoint that is loaded already."""
+    trained.keep_pictures(feature_cache, show_progress)
+    parts = _Parts(Path(out), trained.manifest(), len(trained.catalog))
+    parts.embed(trained.items, show_progress)
+    parts.finish(list(trained.catalog.item_ids))
     return Path(out)
 
 
@@ -139,8 +111,3 @@ class _Parts:
             tables = {kind: torch.cat([part[kind] for part in parts]).numpy() for kind in parts[0]}
             embeddings.write(self.out, item_ids, manifest=self.about, **tables)
             shutil.rmtree(self.folder)
-
-
-def _trained_folder(description: dict, name: str) -> Path:
-    # RecBole's data_path already ends with the data set's own folder.
-    return Path(description["data_path"]).parent / name

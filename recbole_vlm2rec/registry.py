@@ -5,11 +5,9 @@ May import recbole; imports a model's module only when that model is asked for.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from recbole_vlm2rec import compat
@@ -18,6 +16,8 @@ compat.apply()
 
 import recbole.utils  # noqa: E402  (after the patches)
 from recbole.utils import ModelType  # noqa: E402
+
+from recbole_vlm2rec.nearest import did_you_mean  # noqa: E402
 
 PACKAGE = "recbole_vlm2rec"
 RECBOLE = Path(recbole.__file__).parent
@@ -72,10 +72,3 @@ def get_trainer(model_class: type) -> type:
     if model_class.type == ModelType.DECISIONTREE:
         raise ValueError(f"{model_class.__name__} predicts labels and ranks no items: it cannot run under this protocol")
     return trainer_class(recbole.utils.get_trainer(model_class.type, model_class.__name__))
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known name nearest to `name`, whatever the case; empty when none is near."""
-    by_lower = {word.lower(): word for word in known if word != name}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
-    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
