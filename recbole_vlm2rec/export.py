@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from logging import getLogger
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from recbole_vlm2rec import embeddings
+from recbole_vlm2rec.embeddings import EmbeddingsError, ItemEmbeddings
 from recbole_vlm2rec.trained import Trained, load_trained
 from recbole_vlm2rec.vlm.fusion import ItemEncoder
 
@@ -54,6 +56,41 @@ def export_items(trained: Trained, out: str | Path, show_progress: bool = True, 
     parts.embed(trained.items, show_progress)
     parts.finish(list(trained.catalog.item_ids))
     return Path(out)
+
+
+def kept_items(trained: Trained, show_progress: bool = True) -> ItemEmbeddings:
+    """The catalogue's vectors from the export `items/` in the run folder, where they are put when they are first asked for.
+
+    For a data set that the checkpoint was not trained on it is `items-<data set>/`. One that is damaged, or was made from other
+    items or by another checkpoint, is replaced, with a line that says why. Raises EmbeddingsError where it cannot be written.
+    """
+    name = "items" if trained.dataset == trained.description["dataset"] else f"items-{trained.dataset}"
+    folder = trained.run_folder / name
+    kept, _ = _usable(trained, folder)
+    if kept is not None:
+        return kept
+    embeddings.check_place(folder)
+    try:
+        with FileLock(folder.with_name(f".{name}.one-at-a-time")):  # who had to wait here finds the work done
+            kept, reason = _usable(trained, folder)
+            if kept is None:
+                if folder.exists():
+                    getLogger(__name__).warning(f"the items are embedded again: {reason}")
+                kept = trained.own(embeddings.read(export_items(trained, folder, show_progress)))
+    except OSError as error:
+        raise EmbeddingsError(
+            f"the items' vectors cannot be kept in {folder} ({error}): write them elsewhere (recbole-vlm2rec export "
+            f"--checkpoint={trained.folder} --dataset={trained.dataset} --out=FOLDER) and name that folder with --export"
+        ) from error
+    return kept
+
+
+def _usable(trained: Trained, folder: Path) -> tuple[ItemEmbeddings | None, str]:
+    """The export that may be taken as it stands; else None, and why not."""
+    try:
+        return trained.own(embeddings.read(folder)), ""
+    except EmbeddingsError as error:
+        return None, str(error)
 
 
 class _Parts:
