@@ -15,6 +15,7 @@ _HOME = {
     "Config": "config",
     "VLMEncoder": "vlm.encoder",
     "Catalog": "data.catalog",
+    "Recommender": "recommend",
 }
 __all__ = sorted(_HOME)
 

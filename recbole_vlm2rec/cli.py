@@ -99,6 +99,25 @@ def _parser() -> argparse.ArgumentParser:
     analyse.add_argument("--json", type=Path, help="write the figures there too")
     analyse.set_defaults(command=_analyse)
 
+    recommend = commands.add_parser("recommend", help="rank all items for a history with a trained VLM2Rec")
+    recommend.add_argument("--checkpoint", required=True, help="run folder of a VLM2Rec run, or its checkpoint/")
+    asked = recommend.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--history", metavar="ID,ID,…", help="item ids, oldest first")
+    asked.add_argument("--user", metavar="TOKEN", help="a user of the data set, with all items of theirs")
+    recommend.add_argument("--new_items", metavar="FILE", help="a .item file of further items, to be ranked with the rest")
+    recommend.add_argument("--top", type=int, default=10, help="items to recommend (default: 10)")
+    recommend.add_argument("--dataset", help="recommend this data set's items (default: the one trained on)")
+    recommend.add_argument("--data_path", help="folder of data sets (default: as in training)")
+    recommend.add_argument("--export", metavar="FOLDER", help="the items' vectors (default: kept in items/ of the run folder)")
+    recommend.add_argument("--device", help="torch device (default: the GPU where there is one)")
+    recommend.add_argument(
+        "--index",
+        choices=("exact", "hnsw", "ivf"),
+        help="search through FAISS; the recall of hnsw and ivf is measured (default: exact beyond 100,000 items, else none)",
+    )
+    recommend.add_argument("--json", type=Path, metavar="FILE", help="write it there too")
+    recommend.set_defaults(command=_recommend)
+
     benchmark = commands.add_parser("benchmark", help="measure training, embedding and evaluation speed and peak memory")
     benchmark.add_argument("--dataset", default="minishop")
     benchmark.add_argument("--data_path", default="atomic_data")
@@ -178,6 +197,14 @@ def _analyse(options: argparse.Namespace) -> None:
         options.feature_cache,
         options.json,
     )
+
+
+def _recommend(options: argparse.Namespace) -> None:
+    from recbole_vlm2rec.recommend import print_recommendations
+
+    settings = {name: value for name, value in vars(options).items() if name not in ("command", "json", "history")}
+    history = None if options.history is None else [item.strip() for item in options.history.split(",") if item.strip()]
+    print_recommendations(history=history, json_file=options.json, **settings)
 
 
 def _benchmark(options: argparse.Namespace) -> None:

@@ -25,7 +25,8 @@ from recbole.utils import ModelType, argument_list  # noqa: E402
 
 from recbole_vlm2rec.arguments import Loader  # noqa: E402
 from recbole_vlm2rec.metrics import METRICS  # noqa: E402
-from recbole_vlm2rec.registry import PACKAGE, RECBOLE, did_you_mean, get_model  # noqa: E402
+from recbole_vlm2rec.nearest import did_you_mean  # noqa: E402
+from recbole_vlm2rec.registry import PACKAGE, RECBOLE, get_model  # noqa: E402
 from recbole_vlm2rec.rows import props_folder  # noqa: E402
 
 # Read by RecBole's source, but in none of its yaml files or lists.

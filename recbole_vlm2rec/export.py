@@ -1,6 +1,6 @@
 """Embeds every item of a catalogue with a trained (or untouched) encoder and writes the export folder.
 
-Imports numpy, torch, filelock, safetensors, data.catalog, vlm and embeddings; no recbole. Vectors are kept batch by batch in
+Imports numpy, torch, filelock, safetensors, data.catalog, trained and embeddings; no recbole. Vectors are kept batch by batch in
 `<out>.parts` until all are there, so that a killed export goes on, and several processes (torchrun) share the work. The catalogue
 is read as it is needed and the export written as it comes: memory does not grow with the number of items.
 """
@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from logging import getLogger
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,9 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from recbole_vlm2rec import embeddings
-from recbole_vlm2rec.data.catalog import Entry, catalog_hash, entries
-from recbole_vlm2rec.vlm.backbone import native_bfloat16
-from recbole_vlm2rec.vlm.checkpoint import ADAPTER, checkpoint_folder, load_encoder, read_description
-from recbole_vlm2rec.vlm.encoder import VLMEncoder
-from recbole_vlm2rec.vlm.fusion import ItemEncoder
-from recbole_vlm2rec.vlm.prompts import IMAGE_INSTRUCTION, INTERLEAVED_INSTRUCTION, TEXT_INSTRUCTION
+from recbole_vlm2rec.data.catalog import Catalog, Entry, catalog_hash, entries
+from recbole_vlm2rec.embeddings import EmbeddingsError, ItemEmbeddings
+from recbole_vlm2rec.trained import Trained, open_trained
 
 ITEM_BATCH = 256
 WINDOW = 32  # batches whose pictures are looked at together
@@ -56,40 +54,58 @@ def export(
     wrong and where.
     """
     embeddings.check_place(out)  # now, not after the work
-    description = read_description(checkpoint)
-    name = dataset or description["dataset"]
-    folder = Path(data_path) / name if data_path else _trained_folder(description, name)
-    settings = description["encoder"]
-    shop = _Shop(folder, name, "image" in settings["modalities"], show_progress)
-    device = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if native_bfloat16(device) else torch.float32
-    encoder = load_encoder(checkpoint, device, dtype)
-    if dtype == torch.float32:  # rounded to bfloat16, the sum would lose the smallest of what was learnt
-        encoder.backbone.merge_lora()
-    adapter = checkpoint_folder(checkpoint) / ADAPTER
-    manifest = {
-        "dataset": name,
-        "catalog": shop.hash,
-        "model": description["model"],
-        "checkpoint": checkpoint_folder(checkpoint).resolve().parent.name,
-        "trained_on": description["dataset"],
-        "encoder": settings,
-        "revision": getattr(encoder.backbone.model.config, "_commit_hash", None),  # of the hub; None for a local folder
-        "adapter_sha256": hashlib.sha256(adapter.read_bytes()).hexdigest() if adapter.is_file() else None,
-        "prompts": [TEXT_INSTRUCTION, IMAGE_INSTRUCTION] if settings["fusion"] == "external" else [INTERLEAVED_INSTRUCTION],
-        "dtype": str(dtype).removeprefix("torch."),
-    }
+    return export_items(open_trained(checkpoint, dataset, data_path, device), out, show_progress, feature_cache)
+
+
+def export_items(trained: Trained, out: str | Path, show_progress: bool = True, feature_cache: str | Path | None = None) -> Path:
+    """`export` of a checkpoint that is open already."""
+    shop = _Shop(trained.item_file, trained.reads_pictures, show_progress)
+    manifest = trained.manifest(shop.hash)
     if embeddings.find(out, manifest):  # of this command, ended before, or of a process that shares the work and was faster
         return Path(out)
-    if shop.pictures and feature_cache != "none":
-        beside = checkpoint_folder(checkpoint).resolve().parent.parent / "features"
-        encoder.open_store(feature_cache or beside)
+    trained.open_store(feature_cache)
     parts = _Parts(Path(out), manifest, shop.count)
     with tqdm(total=shop.count, desc="Embed items", unit="item", disable=not show_progress) as progress:
         for start, some in shop.windows():
-            parts.embed(encoder, start, some, progress)
+            parts.embed(trained, start, some, progress)
     parts.finish(entry.item for entry in shop.entries())
     return Path(out)
+
+
+def kept_items(trained: Trained, catalog: Catalog, show_progress: bool = True) -> ItemEmbeddings:
+    """The catalogue's vectors from the export `items/` in the run folder, where they are put when they are first asked for.
+
+    For a data set that the checkpoint was not trained on it is `items-<data set>/`. One that is damaged, or was made from other
+    items or by another checkpoint, is replaced, with a line that says why. Raises EmbeddingsError where it cannot be written.
+    """
+    name = "items" if trained.dataset == trained.description["dataset"] else f"items-{trained.dataset}"
+    folder = trained.run_folder / name
+    kept, _ = _usable(trained, folder, catalog)
+    if kept is not None:
+        return kept
+    embeddings.check_place(folder)
+    try:
+        with FileLock(folder.with_name(f".{name}.one-at-a-time")):  # who had to wait here finds the work done
+            kept, reason = _usable(trained, folder, catalog)
+            if kept is None:
+                if folder.exists():
+                    getLogger(__name__).warning(f"the items are embedded again: {reason}")
+                written = embeddings.read(export_items(trained, folder, show_progress))
+                kept = trained.own(written, catalog.item_ids, catalog.hash)
+    except OSError as error:
+        raise EmbeddingsError(
+            f"the items' vectors cannot be kept in {folder} ({error}): write them elsewhere (recbole-vlm2rec export "
+            f"--checkpoint={trained.folder} --dataset={trained.dataset} --out=FOLDER) and name that folder with --export"
+        ) from error
+    return kept
+
+
+def _usable(trained: Trained, folder: Path, catalog: Catalog) -> tuple[ItemEmbeddings | None, str]:
+    """The export that may be taken as it stands; else None, and why not."""
+    try:
+        return trained.own(embeddings.read(folder), catalog.item_ids, catalog.hash), ""
+    except EmbeddingsError as error:
+        return None, str(error)
 
 
 class _Shop:
@@ -98,13 +114,13 @@ class _Shop:
     `count` and `hash` (`data.catalog.catalog_hash`) are found in a first pass, which raises CatalogError.
     """
 
-    def __init__(self, folder: Path, name: str, pictures: bool, show_progress: bool):
-        self.folder, self.name, self.pictures, self.count = folder, name, pictures, 0
+    def __init__(self, file: Path, pictures: bool, show_progress: bool):
+        self.file, self.pictures, self.count = file, pictures, 0
         seen = tqdm(self.entries(), desc="Read the catalogue", unit="item", disable=not show_progress, leave=False)
         self.hash = catalog_hash(self._counted(seen))
 
     def entries(self) -> Iterator[Entry]:
-        return entries(self.folder, self.name, self.pictures)
+        return entries(self.file, self.pictures)
 
     def _counted(self, found: Iterable[Entry]) -> Iterator[tuple]:
         for entry in found:
@@ -137,21 +153,19 @@ class _Parts:
         return self.folder / f"{start:09d}.safetensors"
 
     @torch.no_grad()
-    def embed(self, encoder: VLMEncoder, first: int, window: list[Entry], progress: tqdm) -> None:
+    def embed(self, trained: Trained, first: int, window: list[Entry], progress: tqdm) -> None:
         """This process's batches of the window that are not there yet; `first` is the place of its first item."""
         starts = range(0, len(window), ITEM_BATCH)
         left = [start for start in starts if not self._file(first + start).is_file()]
         progress.update(len(window) - sum(len(window[start : start + ITEM_BATCH]) for start in left))
-        if left and encoder.store is not None:
+        if left and (store := trained.encoder.store) is not None:
             # All processes share this, and only then part: a picture may stand in the batches of several.
-            encoder.store.compute(dict.fromkeys(entry.image for start in left for entry in window[start : start + ITEM_BATCH]))
-        settings = self.about["encoder"]
+            store.compute(dict.fromkeys(entry.image for start in left for entry in window[start : start + ITEM_BATCH]))
         for start in left:
             if (first + start) // ITEM_BATCH % self.world != self.rank:
                 continue
             batch = window[start : start + ITEM_BATCH]
-            titles, pictures = [entry.title for entry in batch], [entry.image for entry in batch]
-            items = ItemEncoder(encoder, titles, pictures, settings["fusion"], settings["modalities"])
+            items = trained.items([entry.title for entry in batch], [entry.image for entry in batch])
             vectors = items.encode([[place] for place in range(len(batch))])
             tables = {kind: table.cpu().clone() for kind, table in vars(vectors).items() if table is not None}
             self.folder.mkdir(parents=True, exist_ok=True)  # a faster process may have finished, and removed it
@@ -190,8 +204,3 @@ class _Table:
         first, last = start // ITEM_BATCH, -(-end // ITEM_BATCH)
         parts = [load_file(file)[self.kind].numpy() for file in self.files[first:last]]
         return np.concatenate(parts)[start - first * ITEM_BATCH : end - first * ITEM_BATCH]
-
-
-def _trained_folder(description: dict, name: str) -> Path:
-    # RecBole's data_path already ends with the data set's own folder.
-    return Path(description["data_path"]).parent / name

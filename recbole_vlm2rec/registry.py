@@ -5,10 +5,8 @@ May import recbole; imports a model's module only when that model is asked for.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +17,7 @@ compat.apply()
 import recbole.utils  # noqa: E402  (after the patches)
 from recbole.utils import ModelType  # noqa: E402
 
+from recbole_vlm2rec.nearest import did_you_mean  # noqa: E402
 from recbole_vlm2rec.rows import class_names, our_models, rows  # noqa: E402
 
 PACKAGE = "recbole_vlm2rec"
@@ -79,10 +78,3 @@ def get_trainer(model_class: type) -> type:
     if model_class.type == ModelType.DECISIONTREE:
         raise ValueError(f"{model_class.__name__} predicts labels and ranks no items: it cannot run under this protocol")
     return trainer_class(recbole.utils.get_trainer(model_class.type, model_class.__name__))
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known name nearest to `name`, whatever the case; empty when none is near."""
-    by_lower = {word.lower(): word for word in known if word != name}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
-    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""

@@ -153,7 +153,7 @@ def test_what_does_not_exist_is_refused(checkpoint, tmp_path):
 
 def test_a_place_that_is_taken_is_refused_before_anything_is_encoded(checkpoint, tmp_path, monkeypatch):
     folder = checkpoint()
-    monkeypatch.setattr(export_module, "load_encoder", None)  # would raise TypeError when called
+    monkeypatch.setattr(export_module, "open_trained", None)  # would raise TypeError when called
     with pytest.raises(EmbeddingsError, match="run exists and is no export"):
         run_export(folder, folder)
     assert os.listdir(folder) == ["checkpoint"]

@@ -32,7 +32,7 @@ def test_the_package_alone_loads_neither_torch_nor_recbole_nor_numpy():
         (["data.candidates", "data.catalog", "metrics", "arguments"], {"recbole", "torch", "transformers", "pandas"}),
         (["objectives"], {"recbole", "transformers"}),
         (["embeddings"], {"recbole", "transformers"}),
-        (["vlm", "export"], {"recbole"}),
+        (["vlm", "trained", "export", "retrieval", "recommend"], {"recbole", "faiss"}),
         (["analysis", "benchmark"], {"recbole"}),
         (["report"], {"recbole", "torch", "transformers"}),
     ],

@@ -19,10 +19,12 @@ from tqdm import tqdm
 from recbole_vlm2rec import objectives
 from recbole_vlm2rec.analysis.geometry import geometry
 from recbole_vlm2rec.data.candidates import Candidates, FullRanking, Histories, draw_candidates, full_ranking, load_or_draw
-from recbole_vlm2rec.export import ITEM_BATCH, load_items
+from recbole_vlm2rec.data.catalog import Catalog
+from recbole_vlm2rec.export import ITEM_BATCH
 from recbole_vlm2rec.metrics import full_ranks, positive_ranks, summary
 from recbole_vlm2rec.report.runs import RunError, read_run
-from recbole_vlm2rec.vlm.checkpoint import checkpoint_folder, load_penalty, read_description
+from recbole_vlm2rec.trained import open_trained
+from recbole_vlm2rec.vlm.checkpoint import load_penalty
 from recbole_vlm2rec.vlm.fusion import ItemEncoder, Vectors
 
 # Negatives a user for A_neg where all items are ranked and there are no lists of candidates.
@@ -49,12 +51,16 @@ def analyse(
     What a checkpoint without separate text and image vectors cannot be asked is left out, and `notes` says so. Raises
     CheckpointError, CatalogError, CandidateError or BackboneError with what is wrong and where.
     """
-    description = read_description(checkpoint)
-    name, config, run = dataset or description["dataset"], description["config"], checkpoint_folder(checkpoint).resolve().parent
-    items, catalog = load_items(checkpoint, dataset, data_path, device, show_progress, feature_cache)
+    trained = open_trained(checkpoint, dataset, data_path, device)
+    description, name, config, run = trained.description, trained.dataset, trained.description["config"], trained.run_folder
+    catalog = Catalog.read_file(trained.item_file, trained.reads_pictures)
     histories = Histories.read(catalog.folder, name)
     catalog.check_items(histories.item_tokens[1:].tolist())
     catalog.verify_images()
+    items = trained.items([*map(catalog.title, catalog.item_ids)], [*map(catalog.image, catalog.item_ids)])
+    trained.open_store(feature_cache)
+    if trained.encoder.store is not None:
+        trained.encoder.store.compute(items.pictures, show_progress)
     lists, drawn = _candidates(histories, name, config, [catalog.folder / "candidates", run.parent / "candidates"])
     queries, table = _encode(items, catalog.item_ids, histories, lists, config, show_progress)
     result = {

@@ -39,14 +39,14 @@ class Entry(NamedTuple):
     line: int
 
 
-def read_entries(folder: Path, name: str, pictures: bool = True) -> Iterator[Entry | Problem]:
-    """The lines of `<folder>/<name>.item`: an Entry for each that keeps the contract, Problems for each that does not.
+def read_entries(file: Path, pictures: bool = True) -> Iterator[Entry | Problem]:
+    """The lines of a `.item` file: an Entry for each that keeps the contract, Problems for each that does not.
 
     Whether a picture can be read is not looked at; without `pictures` there need not even be a column of them. After a Problem
     with the header nothing follows. An item's second line comes as an Entry too, and at the end as a Problem: what is held of
     an item until then is eight bytes.
     """
-    file = folder / f"{name}.item"
+    folder = file.parent
     lines = read_lines(file)
     header = next(lines, (1, ""))
     if isinstance(header, Problem):
@@ -111,9 +111,9 @@ def _second_lines(file: Path, met: array, columns: int, place: int) -> Iterator[
         numbers.setdefault(item, number)
 
 
-def entries(folder: str | Path, name: str, pictures: bool = True) -> Iterator[Entry]:
+def entries(file: Path, pictures: bool = True) -> Iterator[Entry]:
     """`read_entries` of a file that keeps the contract. Raises CatalogError for the first Problem, at the latest at the end."""
-    for entry in read_entries(Path(folder), name, pictures):
+    for entry in read_entries(file, pictures):
         if isinstance(entry, Problem):
             raise CatalogError(str(entry))
         yield entry
@@ -144,14 +144,20 @@ class Catalog:
 
     @classmethod
     def read(cls, folder: str | Path, name: str, pictures: bool = True) -> Catalog:
-        """Reads `<folder>/<name>.item`: item_id:token, title:token_seq, image_path:token; further columns may stand.
+        """Reads `<folder>/<name>.item`, the items of a data set; the rest as in `read_file`."""
+        return cls.read_file(Path(folder) / f"{name}.item", pictures)
 
-        Without `pictures` image_path is not looked at, and need not be there: for models that read titles alone.
+    @classmethod
+    def read_file(cls, file: str | Path, pictures: bool = True) -> Catalog:
+        """Reads one file: item_id:token, title:token_seq, image_path:token; further columns may stand.
+
+        Image paths are relative to the file's folder. Without `pictures` image_path is not looked at, and need not be there: for
+        models that read titles alone.
         Raises CatalogError for a missing file or column, a ragged line, an empty or duplicate item, an empty title, a picture
         that is missing or lies outside the folder. Whether pictures can be read is `verify_images`.
         """
-        folder = Path(folder)
-        return cls(folder, folder / f"{name}.item", list(entries(folder, name, pictures)))
+        file = Path(file)
+        return cls(file.parent, file, list(entries(file, pictures)))
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -164,6 +170,10 @@ class Catalog:
 
     def image(self, item_id: str) -> Path | None:
         return self._entries[item_id].image
+
+    def line(self, item_id: str) -> int:
+        """Where in the file the item stands, from 1."""
+        return self._entries[item_id].line
 
     def check_items(self, item_ids: Iterable[str]) -> None:
         """Raises CatalogError unless each of these items (of `.inter`) stands in the catalogue."""

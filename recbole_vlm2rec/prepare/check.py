@@ -152,7 +152,7 @@ def _read_rows(inter: Path, report: _Report) -> _Rows:
 def _read_items(folder: Path, name: str, report: _Report) -> tuple[list[Entry], set[str] | None]:
     """The sound lines of `.item`, and the items of all lines, None where there are no columns to find them in."""
     entries, known = [], set()
-    for entry in read_entries(folder, name):
+    for entry in read_entries(folder / f"{name}.item"):
         if isinstance(entry, Entry):
             if entry.item not in known:  # a second line comes as a Problem too
                 entries.append(entry)

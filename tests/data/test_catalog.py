@@ -255,7 +255,7 @@ def test_all_problems_are_listed_and_the_first_is_raised(shop):
         "\tNo name\timages/b.png",
     ]
     folder = shop(*lines, "d\tGreen mug\timages/b.png", "e\tOutside\t../x.png")
-    found = list(read_entries(folder, "shop"))
+    found = list(read_entries(folder / "shop.item"))
     problems = [entry for entry in found if isinstance(entry, Problem)]
     assert [(problem.line, problem.item, problem.kind) for problem in problems] == [
         (3, "b", "empty title"),
@@ -277,6 +277,6 @@ def test_all_problems_are_listed_and_the_first_is_raised(shop):
 
 def test_a_line_in_another_encoding_does_not_hide_the_next(shop):
     folder = shop(raw=f"{HEADER}\na\tCafé\timages/a.png\n".encode("latin-1") + "b\tCafé\timages/b.png\n".encode())
-    problem, entry = read_entries(folder, "shop")
+    problem, entry = read_entries(folder / "shop.item")
     assert (problem.kind, problem.line) == ("not UTF-8", 2)
     assert (entry.item, entry.title) == ("b", "Café")
