@@ -34,6 +34,12 @@ Trains, validates and tests one model on one data set inside RecBole; without ar
      --epochs=…  --train_batch_size=…  --learning_rate=…  --resume=RUN_FOLDER  --result_file=PATH
      --item_embeddings=FOLDER   the export that VLM2RecSASRec and VLM2RecGRU4Rec start from
 
+A comparison: what is missing is run, then the table is written (docs/tables.md):
+  --model=SASRec,VLMSFT,VLM2Rec,VLM2RecSASRec@VLM2Rec --dataset=X,Y --seeds=1,2,3,4,5
+     MODEL@ROW          a task 2 model on the export of that row's run
+     VLM2Rec@DATASET    trained on another data set, used unchanged
+     --train_users=128,256   few-shot: a row each    --row_settings=FILE  keys of single rows    --table=PATH  where to write
+
 Every run gets a folder in --checkpoint_dir (default saved/): checkpoint, result.json, ranks.npz, run.log, tensorboard/.
 """
 
@@ -67,8 +73,12 @@ def _run(argv: Sequence[str]) -> int:
 
     overrides = parse_overrides(argv)
     from recbole_vlm2rec.quick_start import run
+    from recbole_vlm2rec.sweep import is_sweep, sweep
 
-    run(config_dict=overrides)
+    if is_sweep(overrides):
+        sweep(overrides)
+    else:
+        run(config_dict=overrides)
     return 0
 
 

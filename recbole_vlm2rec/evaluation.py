@@ -25,6 +25,8 @@ from recbole_vlm2rec.metrics import full_ranks, positive_ranks, summary  # noqa:
 
 # Models that score pair by pair get at most so many pairs at once.
 PAIRS = 2**17
+# Of the whole shop, to be looked at: so many items a test user.
+TOP = 10
 
 
 class ProtocolError(RuntimeError):
@@ -37,6 +39,8 @@ class ProtocolMixin:
     After an evaluation, `ranks[phase]` holds each user's rank, in the order of `dataset.candidates[phase].users`, and
     `results[phase]` the metrics at full precision. After `fit`, those of `valid` are the best epoch's, `best_epoch` its
     number (RecBole counts from 0; None without validation), `epochs_run` the number of epochs.
+    `top_items["test"]` holds the ids [U, 10] of the best items of the whole shop that the user had not touched before, best
+    first, 0 where there are fewer; models that only score pairs have none.
     """
 
     def __init__(self, config, model):
@@ -44,10 +48,12 @@ class ProtocolMixin:
         self.meter = Meter()
         self.ranks: dict[str, np.ndarray] = {}
         self.results: dict[str, dict[str, float]] = {}
+        self.top_items: dict[str, np.ndarray] = {}
         self.best_epoch: int | None = None
         # Ranks and metrics of the best validation so far; a trainer that resumes a run restores them.
         self._best: tuple[np.ndarray, dict[str, float]] | None = None
         self._written: set[str] = set()
+        self._top: list[np.ndarray] | None = None
 
     @property
     def epochs_run(self) -> int:
@@ -93,11 +99,14 @@ class ProtocolMixin:
         title = set_color(f"Evaluate {dataset.phase}", "pink")
         progress = tqdm(total=len(rows), desc=title, unit="user", disable=not show_progress, leave=False)
         ranks = np.empty(len(rows), dtype=np.int64)
+        self._top = [] if dataset.phase == "test" else None
         with progress:
             for batch in np.array_split(np.arange(len(rows)), np.arange(self.test_batch_size, len(rows), self.test_batch_size)):
                 ranks[batch] = self._batch_ranks(dataset, transform, candidates, rows[batch], batch)
                 progress.update(len(batch))
         self.ranks[dataset.phase] = ranks
+        if self._top:
+            self.top_items[dataset.phase] = np.concatenate(self._top)
         result = OrderedDict(summary(ranks, self.config["metrics"], self.config["topk"]))
         self.results[dataset.phase] = dict(result)
         self.wandblogger.log_eval_metrics(result, head="eval")
@@ -117,6 +126,10 @@ class ProtocolMixin:
             scores = scores.reshape(len(batch), -1)
             if scores.shape[1] != dataset.item_num:
                 raise ProtocolError(f"{model}.full_sort_predict scores {scores.shape[1]} items, not {dataset.item_num}")
+            if self._top is not None:
+                self._top.append(
+                    _best_items(scores, _never_candidates(dataset, candidates.user_ids[batch], candidates.targets[batch]))
+                )
             if full:
                 chosen = scores
             else:
@@ -173,13 +186,24 @@ def _questions(dataset, transform, rows: np.ndarray) -> Interaction:
     return dataset.join(Interaction({dataset.uid_field: users}))
 
 
-def _never_candidates(dataset, users: np.ndarray) -> np.ndarray:
-    """Bool [B, n_items]: padding, items without interactions, and what the user touched (the target too)."""
+def _best_items(scores: torch.Tensor, excluded: np.ndarray) -> np.ndarray:
+    """Ids [B, TOP] of the best-scored items that are not excluded, best first; 0 where there are fewer."""
+    left = scores.float().masked_fill(torch.as_tensor(excluded, device=scores.device), -torch.inf)
+    best, items = left.topk(min(TOP, left.shape[1]), dim=1)
+    found = np.zeros((len(scores), TOP), dtype=np.int32)
+    found[:, : items.shape[1]] = items.masked_fill(best == -torch.inf, 0).cpu().numpy()
+    return found
+
+
+def _never_candidates(dataset, users: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
+    """Bool [B, n_items]: padding, items without interactions, and what the user touched, the target too unless it is named."""
     excluded = np.zeros((len(users), dataset.item_num), dtype=bool)
     excluded[:, 0] = True
     excluded[:, len(dataset.histories.item_tokens) :] = True
     for row, user in enumerate(users):
         excluded[row, dataset.histories.of(user)] = True
+    if targets is not None:
+        excluded[np.arange(len(users)), targets] = False
     return excluded
 
 

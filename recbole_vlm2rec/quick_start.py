@@ -26,8 +26,10 @@ from recbole_vlm2rec import __version__
 from recbole_vlm2rec.arguments import split_config_files
 from recbole_vlm2rec.config import Config, check_dataset
 from recbole_vlm2rec.data.dataset import create_dataset
+from recbole_vlm2rec.fingerprint import fingerprint
 from recbole_vlm2rec.measure import Meter
 from recbole_vlm2rec.registry import get_model, get_trainer
+from recbole_vlm2rec.report.runs import RANKS, RESULT, STARTED, TOP_ITEMS
 
 __all__ = ["Config", "create_dataset", "get_model", "get_trainer", "prepare", "run"]
 
@@ -64,10 +66,28 @@ def make_config(
     """The Config of a run; arguments as in `run`. `config_files` in config_dict adds files, as RecBole's command line does."""
     settings = dict(config_dict or {})
     files = [*(config_file_list or []), *split_config_files(settings.pop("config_files", None))]
+    if settings.get("checkpoint"):
+        settings = _unchanged(settings)
     config = Config(model, dataset, files, settings)
     folder = Path(config["data_path"])
     check_dataset(folder.parent, folder.name)
     return config
+
+
+def _unchanged(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with those of the encoder in `checkpoint`, which is used as it is. Raises ValueError where they differ."""
+    from recbole_vlm2rec.vlm.checkpoint import read_description
+
+    encoder = dict(read_description(settings["checkpoint"])["encoder"])
+    lora = encoder.pop("lora") or {}
+    fixed = {**encoder, **{f"lora_{name}": value for name, value in lora.items()}, "objective": "none"}
+    for key in fixed.keys() & settings.keys():
+        if settings[key] != fixed[key]:
+            raise ValueError(
+                f"{key} is {settings[key]!r}, but the checkpoint {settings['checkpoint']} is used as it is, with {fixed[key]!r}: "
+                f"leave --{key} out"
+            )
+    return {**settings, **fixed}
 
 
 def prepare(config: Config) -> tuple[Any, Any, Any, Any]:
@@ -96,7 +116,9 @@ def _run(config: Config, meter: Meter, log: _Log) -> dict[str, Any]:
     init_seed(config["seed"], config["reproducibility"])
     network = config.model_class(config, train_data._dataset).to(config["device"])
     # Only now: what cannot be built leaves no folder behind.
+    identity = fingerprint(config)
     folder = Path(config["resume"]) if config["resume"] else _run_folder(config)
+    (folder / STARTED).write_text(json.dumps({"fingerprint": identity}) + "\n", encoding="utf-8")
     config["checkpoint_dir"] = str(folder)
     log.also_into(folder)
     logger.info(dataset)
@@ -121,8 +143,10 @@ def _run(config: Config, meter: Meter, log: _Log) -> dict[str, Any]:
     ranks |= {f"{name}_ranks": values for name, values in trainer.ranks.items()}
     result = {
         "model": config["model"],
+        "row": config["row"] or config["model"],
         "dataset": config["dataset"],
         "seed": config["seed"],
+        "fingerprint": identity,
         "valid": trainer.results["valid"],
         "test": dict(test),
         "best_epoch": trainer.best_epoch,
@@ -137,24 +161,31 @@ def _run(config: Config, meter: Meter, log: _Log) -> dict[str, Any]:
         "config": config.as_dict(),
         **trainer.diagnostics(),
     }
+    if trainer.top_items:
+        tops = {"items": dataset.field2id_token[dataset.iid_field].astype(str), **trainer.top_items}
+        _save_arrays(folder / TOP_ITEMS, tops)
     return _finish(result, ranks, folder, config, meter)
+
+
+def _save_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    with _replacing(file) as temporary, open(temporary, "wb") as stream:
+        np.savez_compressed(stream, **arrays)
 
 
 def _finish(result: dict[str, Any], ranks: dict[str, np.ndarray], folder: Path, config: Config, meter: Meter) -> dict[str, Any]:
     """Writes ranks.npz, then result.json (its presence says that the run is complete), and prints the table."""
     result["seconds"] = {phase: round(seconds, 3) for phase, seconds in meter.seconds.items()}
     result["peak_memory_mib"] = dict(meter.peak_memory_mib)
-    with _replacing(folder / "ranks.npz") as temporary, open(temporary, "wb") as stream:
-        np.savez_compressed(stream, **ranks)
-    with _replacing(folder / "result.json") as temporary:
+    _save_arrays(folder / RANKS, ranks)
+    with _replacing(folder / RESULT) as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if config["result_file"]:
         target = Path(config["result_file"])
         target.parent.mkdir(parents=True, exist_ok=True)
         with _replacing(target) as temporary:
-            shutil.copyfile(folder / "result.json", temporary)
+            shutil.copyfile(folder / RESULT, temporary)
     print(table(result))
-    print(f"result.json: {folder / 'result.json'}")
+    print(f"result.json: {folder / RESULT}")
     return result
 
 

@@ -158,7 +158,7 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
         for name, self.model.asking in (("t2f", "text"), ("v2f", "image"), ("f2f", "fused")):
             result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
             self.report["modality_dropout"][name] = dict(result)
-            self.ranks[f"test_{name}"] = self.ranks["test"]
+            self.ranks[f"test_{name}"], self.top_items[f"test_{name}"] = self.ranks["test"], self.top_items["test"]
         try:
             self.report["geometry"] = self._geometry(eval_data)
         except ValueError as error:
@@ -183,9 +183,9 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
         return {kind: geometry(getattr(queries, kind), getattr(items, kind), targets, negatives) for kind in kinds}
 
     def diagnostics(self) -> dict:
-        """Means of every epoch (`training`), gradient alignment, modality dropout and geometry on the test users."""
+        """Means of every epoch (`training`), how long all items took at last, gradient alignment, modality dropout, geometry."""
         alignment = {} if self.alignment_every is None else {"gradient_alignment": self.alignments}
-        return {"training": self.history, **alignment, **self.report}
+        return {"training": self.history, "embedding_seconds": self.model.embedding_seconds, **alignment, **self.report}
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         if epoch < 0 and self.start_epoch > 0:

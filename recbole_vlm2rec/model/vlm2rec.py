@@ -5,6 +5,7 @@ Imports recbole (the abstract model), vlm, objectives and analysis. One encoder 
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from recbole_vlm2rec import objectives
 from recbole_vlm2rec.analysis.gradients import alignment, dropout_off
 from recbole_vlm2rec.vlm.backbone import Lora, native_bfloat16
+from recbole_vlm2rec.vlm.checkpoint import load_adapter, load_penalty, read_description
 from recbole_vlm2rec.vlm.encoder import VLMEncoder
 from recbole_vlm2rec.vlm.fusion import ItemEncoder, Vectors
 
@@ -35,6 +37,7 @@ class VLM2Rec(SequentialRecommender):
 
     input_type = InputType.POINTWISE
     trainer = "VLM2RecTrainer"
+    reads_checkpoints = True
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -46,7 +49,8 @@ class VLM2Rec(SequentialRecommender):
         self.show_progress = config["show_progress"]
 
         tokens = dataset.id2token(dataset.iid_field, range(1, self.n_items))
-        self.lora = _lora(config) if self.terms else None
+        source = config["checkpoint"]
+        self.lora = _lora(config) if self.terms or (source and read_description(source)["encoder"]["lora"]) else None
         encoder = VLMEncoder.from_pretrained(
             config["backbone"],
             max_visual_tokens=config["max_visual_tokens"],
@@ -84,9 +88,16 @@ class VLM2Rec(SequentialRecommender):
         # In bf16 these two would never move: they stay in fp32 whatever the backbone's type (METHOD section 3).
         self.alpha = nn.Parameter(torch.tensor(float(config["alpha_init"])), requires_grad="wpcl" in self.terms)
         self.beta = nn.Parameter(torch.tensor(float(config["beta_init"])), requires_grad="wpcl" in self.terms)
+        if source:
+            if self.terms:
+                raise ValueError(f"checkpoint is used as it is: it needs objective none, not {config['objective']}")
+            load_adapter(source, encoder)
+            for name, value in load_penalty(source).items():
+                getattr(self, name).data.copy_(value)
         # fused, or for the modality dropout test (figure 1a) text or image; items are always fused.
         self.asking = "fused"
         self.statistics: dict[str, Tensor] = {}
+        self.embedding_seconds: float | None = None  # what all items took when they were encoded last
         self.forget()
 
     def calculate_loss(self, interaction) -> Tensor:
@@ -146,6 +157,7 @@ class VLM2Rec(SequentialRecommender):
     def item_vectors(self) -> Vectors:
         """Vectors of all items, [n_items, d], row 0 (padding) zero; computed once an evaluation."""
         if self._item_vectors is None:
+            started = time.perf_counter()
             starts = tqdm(
                 range(1, self.n_items, ITEM_BATCH), desc="Embed items", unit=f"x{ITEM_BATCH}",
                 disable=not self.show_progress, leave=False,
@@ -154,6 +166,9 @@ class VLM2Rec(SequentialRecommender):
                 self.items.encode([[item] for item in range(start, min(start + ITEM_BATCH, self.n_items))]) for start in starts
             ]
             self._item_vectors = Vectors.of(lambda *vectors: F.pad(torch.cat(vectors), (0, 0, 1, 0)), *parts)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.embedding_seconds = round(time.perf_counter() - started, 3)
         return self._item_vectors
 
     @torch.no_grad()

@@ -13,7 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-RESULT, RANKS = "result.json", "ranks.npz"
+RESULT, RANKS, TOP_ITEMS, STARTED = "result.json", "ranks.npz", "top_items.npz", "started.json"
+# Where a run reads and writes, on what, and what it shows: two runs that differ in these alone are one experiment.
+# The candidates are compared by their hash, so data_path is no more than a place; metrics are computed from the ranks.
+RUN_TIME = frozenset(
+    {
+        *("data_path", "checkpoint_dir", "result_file", "feature_cache", "resume"),
+        *("device", "use_gpu", "gpu_id", "worker", "local_rank", "eval_batch_size"),
+        *("state", "show_progress", "log_wandb", "wandb_project", "metric_decimal_place", "loss_decimal_place"),
+        *("metrics", "topk", "row"),
+    }
+)
 
 
 class RunError(ValueError):
@@ -43,7 +53,19 @@ class FinishedRun:
     @cached_property
     def ranks(self) -> dict[str, np.ndarray]:
         """`<phase>_users` (tokens) and `<phase>_ranks` (1 is best), and what else ranks.npz holds."""
-        file = self.folder / RANKS
+        return self._arrays(RANKS)
+
+    @cached_property
+    def top_items(self) -> dict[str, np.ndarray]:
+        """`test`, for VLM2Rec `test_t2f` and so on too: tokens [U, 10] of the best items, "" where there are fewer; may be {}."""
+        if not (self.folder / TOP_ITEMS).is_file():
+            return {}
+        arrays = self._arrays(TOP_ITEMS)
+        tokens = np.where(np.arange(len(arrays["items"])) == 0, "", arrays.pop("items"))
+        return {name: tokens[ids] for name, ids in arrays.items()}
+
+    def _arrays(self, name: str) -> dict[str, np.ndarray]:
+        file = self.folder / name
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}

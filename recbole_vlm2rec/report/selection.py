@@ -14,20 +14,10 @@ import numpy as np
 
 from recbole_vlm2rec.analysis.comparison import ComparisonError, Gains
 from recbole_vlm2rec.metrics import per_user
-from recbole_vlm2rec.report.runs import FinishedRun, RunError
+from recbole_vlm2rec.report.runs import RUN_TIME, FinishedRun, RunError
 
-# Where a run reads and writes, on what, and what it shows: two runs that differ in these alone are one experiment.
-# The candidates are compared by their hash, so data_path is no more than a place; metrics are computed from the ranks.
-_RUN_TIME = frozenset(
-    {
-        *("data_path", "checkpoint_dir", "result_file", "feature_cache", "resume"),
-        *("device", "use_gpu", "gpu_id", "worker", "local_rank", "eval_batch_size"),
-        *("state", "show_progress", "log_wandb", "wandb_project", "metric_decimal_place", "loss_decimal_place"),
-        *("metrics", "topk"),
-    }
-)
-# Every seed of a downstream row may start from the export of its own seed.
-_BY_SEED = frozenset({"seed", "item_embeddings"})
+# Every seed may start from the export, or the checkpoint, of its own seed.
+_BY_SEED = frozenset({"seed", "item_embeddings", "checkpoint"})
 
 _ABSENT = "not set"
 # The metrics in a result.json come from the same ranks; only the order of the sum may differ.
@@ -52,7 +42,7 @@ def select(runs: Sequence[FinishedRun]) -> Selection:
             of_row = sorted((run for run in there if run.row == row), key=lambda run: run.seed)
             for seed, same in groupby(of_row, key=lambda run: run.seed):
                 rows[row][seed] = _latest(list(same))
-            _require_same_configuration(list(rows[row].values()), _RUN_TIME | _BY_SEED, "remove the seeds of one of them")
+            _require_same_configuration(list(rows[row].values()), RUN_TIME | _BY_SEED, "remove the seeds of one of them")
     return selection
 
 
@@ -83,7 +73,7 @@ def read_gains(run: FinishedRun, metrics: Iterable[str]) -> dict[str, Gains]:
 def _latest(runs: Sequence[FinishedRun]) -> FinishedRun:
     """The last by name; folder names end with the time of the run, and a number where two began in one second."""
     advice = "give the folders of one of them, or tables of their own"
-    _require_same_configuration(runs, _RUN_TIME, advice)
+    _require_same_configuration(runs, RUN_TIME, advice)
     return max(runs, key=lambda run: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", run.folder.name)])
 
 

@@ -24,6 +24,7 @@ from recbole_vlm2rec.analysis.comparison import (
 from recbole_vlm2rec.report.runs import FinishedRun, find_runs
 from recbole_vlm2rec.report.selection import names_of, read_gains, select
 from recbole_vlm2rec.report.table_text import LATEX, MARKDOWN
+from recbole_vlm2rec.rows import Row
 
 METRICS = ("hit@10", "hit@20", "ndcg@10", "ndcg@20")
 TESTED = ("ndcg@20",)
@@ -100,7 +101,8 @@ def result_table(
     Args:
         runs: of any data sets, models and seeds; `report.runs.find_runs` finds them.
         metrics: columns, `name@k` of `recbole_vlm2rec.metrics`; any k, since they are computed from the ranks.
-        ours: names of our rows, or a function that says of a name whether it is; default: names that begin with VLM2Rec.
+        ours: names of our rows, or a function that says of a name whether it is; default: what stands on VLM2Rec or one of its
+            ablations, `VLM2RecSASRec@VLM2Rec` but not `VLM2RecSASRec@VLMSFT`.
         tested: metrics by which each block's best row is tested against every other row.
     Raises ComparisonError where runs cannot be compared, RunError for damaged runs, ValueError for unknown metrics or rows.
     """
@@ -142,7 +144,7 @@ def _cells(column: Column) -> dict[str, Cell]:
 
 def _predicate(ours: Callable[[str], bool] | Collection[str] | None, rows: Collection[str]) -> Callable[[str], bool]:
     if ours is None:
-        return lambda row: row.startswith("VLM2Rec")
+        return lambda row: Row.parse(row).embedder.startswith("VLM2Rec")
     if callable(ours):
         return ours
     if unknown := sorted(set(ours) - set(rows)):

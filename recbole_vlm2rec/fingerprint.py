@@ -1,0 +1,44 @@
+"""What makes two runs the same experiment: settings, data and code, as one hash.
+
+Imports data.catalog and report.runs; no torch, no recbole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from recbole_vlm2rec import __version__
+from recbole_vlm2rec.data.catalog import Catalog
+from recbole_vlm2rec.report.runs import RUN_TIME
+
+
+def fingerprint(config) -> str:
+    """SHA-256 over every setting that can change a result, the data set's files, and this package's version.
+
+    Where a run reads, writes and computes (`RUN_TIME`) does not count; nor does the folder of an export or checkpoint, only what
+    it holds.
+    """
+    settings = {key: value for key, value in config.as_dict().items() if key not in RUN_TIME}
+    if export := settings.get("item_embeddings"):
+        settings["item_embeddings"] = json.loads((Path(export) / "manifest.json").read_text(encoding="utf-8"))["content"]
+    if source := settings.get("checkpoint"):
+        # Its settings are the run's own; without LoRA weights there is nothing more.
+        places = (Path(source) / folder / "adapter_model.safetensors" for folder in (".", "checkpoint"))
+        settings["checkpoint"] = [_hash(file) for file in places]
+    about = {"settings": settings, "data": _data(config), "version": __version__}
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _data(config) -> list[str | None]:
+    """Hashes of `.inter`, `.item`, and, where the model looks at pictures, of the catalogue with its pictures."""
+    folder, name = Path(config["data_path"]), config["dataset"]
+    hashes = [_hash(folder / f"{name}.inter"), _hash(folder / f"{name}.item")]
+    if "image" in (config["modalities"] or ""):
+        hashes.append(Catalog.read(folder, name).hash)
+    return hashes
+
+
+def _hash(file: Path) -> str | None:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None

@@ -1,0 +1,234 @@
+"""Comparisons: every row on every data set with every seed. What is missing is run, then the table is written.
+
+On top of quick_start; imported by cli alone. A run that has finished before is found by its fingerprint, one that was interrupted
+goes on, and what a row needs (the run behind an export, the export itself, a run on another data set) is made first.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from recbole_vlm2rec.config import read_yaml
+from recbole_vlm2rec.embeddings import MANIFEST
+from recbole_vlm2rec.export import export
+from recbole_vlm2rec.fingerprint import fingerprint
+from recbole_vlm2rec.nearest import did_you_mean
+from recbole_vlm2rec.quick_start import make_config, run
+from recbole_vlm2rec.registry import get_model
+from recbole_vlm2rec.report.runs import RESULT, STARTED, FinishedRun, RunError, read_run
+from recbole_vlm2rec.report.tables import ResultTable, result_table
+from recbole_vlm2rec.rows import Row
+
+# What the command takes beside the keys of a run. `train_users` is a key; several of them are several rows.
+OWN_KEYS = ("seeds", "row_settings", "table")
+
+
+class SweepError(RuntimeError):
+    """Some runs of a comparison failed; the message lists them. All others are finished and kept."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a comparison."""
+
+    row: Row
+    dataset: str
+    seed: int
+    train_users: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The row's name in tables."""
+        return str(self.row) if self.train_users is None else f"{self.row} ({self.train_users} users)"
+
+    def __str__(self) -> str:
+        return f"{self.name} on {self.dataset}, seed {self.seed}"
+
+
+def is_sweep(settings: dict[str, Any]) -> bool:
+    """Whether a command line names several runs, or a row that is more than a model."""
+    several = any(len(_listed(settings.get(key))) > 1 for key in ("model", "dataset", "train_users"))
+    return several or any(key in settings for key in OWN_KEYS) or "@" in (settings.get("model") or "")
+
+
+def sweep(settings: dict[str, Any], config_file_list: Sequence[str] = ()) -> ResultTable:
+    """Runs what is missing, then writes and prints the table over exactly these runs.
+
+    Args:
+        settings: keys of a run. `model`, `dataset` and `train_users` may list several (`A,B,C`, or a list), and three more:
+            `seeds` (default: the one of `seed`), `row_settings` (a yaml file, `{row or model: {key: value}}`, which win over the
+            other settings in these rows alone) and `table` (where to write, without suffix; default `<checkpoint_dir>/table`).
+        config_file_list: yaml files for all runs.
+    Raises ValueError for what cannot be planned, before anything runs; SweepError at the end where runs failed.
+    """
+    settings = dict(settings)
+    seeds, file, place = (settings.pop(key, None) for key in OWN_KEYS)
+    rows = [Row.parse(name) for name in _listed(settings.pop("model", None)) or ["VLM2Rec"]]
+    datasets = _listed(settings.pop("dataset", None)) or ["minishop"]
+    users = [int(count) for count in _listed(settings.pop("train_users", None))] or [None]
+    seeds = _listed(seeds) or [make_config(rows[0].model, datasets[0], list(config_file_list), settings)["seed"]]
+    maker = RunMaker(settings, config_file_list, read_yaml(file) if file else {}, rows)
+    planned = [
+        Planned(row, dataset, int(seed), count) for dataset in datasets for row in rows for count in users for seed in seeds
+    ]
+    finished, failed = [], {}
+    for plan, outcome in maker.make_all(planned):
+        if isinstance(outcome, FinishedRun):
+            finished.append(outcome)
+        else:
+            failed[plan] = outcome
+    table = None
+    if finished:
+        table = result_table(finished)
+        place = Path(place) if place else maker.root / "table"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for suffix, text in ((".md", table.markdown()), (".csv", table.csv()), (".tex", table.latex())):
+            place.with_name(place.name + suffix).write_text(text, encoding="utf-8")
+        print(f"\n{table.markdown()}\nwritten: {place}.md, {place.name}.csv, {place.name}.tex")
+    if failed:
+        lines = "\n".join(f"  {plan}: {error}" for plan, error in failed.items())
+        raise SweepError(f"{len(failed)} of {len(planned)} runs failed; all others are kept, the same command goes on:\n{lines}")
+    return table
+
+
+class RunMaker:
+    """Finds the finished run of a plan, or makes it.
+
+    Args:
+        settings, files: of all runs. row_settings: by row, or by model. rows: those that will be asked for.
+    Raises ValueError for rows and row settings that cannot be.
+    """
+
+    def __init__(self, settings: dict[str, Any], files: Sequence[str], row_settings: dict[str, dict], rows: Iterable[Row]):
+        self.settings, self.files, self.row_settings = settings, list(files), row_settings
+        self.root = Path(settings.get("checkpoint_dir") or make_config("Random", None, self.files, settings)["checkpoint_dir"])
+        known = set()
+        for row in rows:
+            while row is not None:
+                self._check(row)
+                known |= {str(row), row.model}
+                row = Row.parse(row.source) if row.starts_from_export and row.source else None
+        for name, keys in row_settings.items():
+            if name not in known:
+                raise ValueError(f"row_settings: there is no row {name!r}{did_you_mean(name, known)}")
+            if not isinstance(keys, dict):
+                raise ValueError(f"row_settings: {name} holds {keys!r}, where `key: value` lines are due")
+        self._finished = {
+            found.result["fingerprint"]: found for found in self._runs(RESULT, read_run) if "fingerprint" in found.result
+        }
+        self._begun = {
+            json.loads((folder / STARTED).read_text(encoding="utf-8"))["fingerprint"]: folder
+            for folder in self._runs(STARTED, Path)
+            if (folder / "last").is_dir() and not (folder / RESULT).is_file()
+        }
+
+    def make_all(self, planned: Sequence[Planned]) -> Iterator[tuple[Planned, FinishedRun | Exception]]:
+        """Each plan with its run, or with what went wrong; progress goes to the terminal."""
+        began, ran = time.monotonic(), 0
+        for number, plan in enumerate(planned, start=1):
+            ahead = f"[{number}/{len(planned)}]"
+            before = self._known(plan)
+            if before is not None:
+                print(f"{ahead} {plan}: finished before, {before.folder}", flush=True)
+                yield plan, before
+                continue
+            spent = time.monotonic() - began
+            left = f", about {_duration(spent / ran * (len(planned) - number + 1))} left" if ran else ""
+            print(f"{ahead} {plan} ({_duration(spent)} so far{left})", flush=True)
+            try:
+                outcome = self.make(plan)
+            except (ValueError, OSError, RuntimeError) as error:  # the other rows are worth having
+                print(f"{ahead} {plan} failed: {error}", flush=True)
+                outcome = error
+            ran += 1
+            yield plan, outcome
+
+    def make(self, plan: Planned) -> FinishedRun:
+        """The finished run, made now unless there is one."""
+        settings = self._settings(plan)
+        identity = self._identity(plan, settings)
+        if identity not in self._finished:
+            if identity in self._begun:
+                settings["resume"] = str(self._begun[identity])
+            result = run(plan.row.model, plan.dataset, self.files, settings)
+            folder = Path(settings.get("resume") or Path(result["checkpoint"]).parent)
+            self._finished[identity] = read_run(folder)
+        return _named(plan, self._finished[identity])
+
+    def _known(self, plan: Planned) -> FinishedRun | None:
+        """The finished run, if nothing at all needs to be made for it."""
+        try:
+            settings = self._settings(plan, make=False)
+            found = settings and self._finished.get(self._identity(plan, settings))
+        except (ValueError, OSError, RuntimeError):
+            return None  # `make` will say why
+        return found and _named(plan, found)
+
+    def _identity(self, plan: Planned, settings: dict[str, Any]) -> str:
+        return fingerprint(make_config(plan.row.model, plan.dataset, self.files, settings))
+
+    def _settings(self, plan: Planned, make: bool = True) -> dict[str, Any] | None:
+        """The run's settings; what they rest on is made first, or without `make` must be there, else None."""
+        row = plan.row
+        mine = {**self.row_settings.get(row.model, {}), **self.row_settings.get(str(row), {})}
+        settings = {**self.settings, **mine, "seed": plan.seed, "row": plan.name}
+        if plan.train_users is not None:
+            settings["train_users"] = plan.train_users
+        if row.source is None:
+            return settings
+        if row.starts_from_export:
+            behind = Planned(Row.parse(row.source), plan.dataset, plan.seed, plan.train_users)
+        else:
+            behind = Planned(Row(row.model), row.source, plan.seed, plan.train_users)
+        source = self.make(behind) if make else self._known(behind)
+        if source is None:
+            return None
+        if not row.starts_from_export:
+            return {**settings, "checkpoint": str(source.folder)}
+        out = source.folder / "export"
+        if make:
+            data_path = self.settings.get("data_path")
+            export(source.folder, out, plan.dataset, data_path, show_progress=self.settings.get("show_progress", True))
+        elif not (out / MANIFEST).is_file():
+            return None
+        return {**settings, "item_embeddings": str(out)}
+
+    def _check(self, row: Row) -> None:
+        model = get_model(row.model)
+        if row.starts_from_export and row.source is None and not self.settings.get("item_embeddings"):
+            raise ValueError(f"row {row}: name what its item embeddings come from, {row}@VLM2Rec say")
+        if row.source is not None and not row.starts_from_export and not getattr(model, "reads_checkpoints", False):
+            raise ValueError(f"row {row}: {row.model} has no use for @{row.source}; VLM2Rec, its variants and task 2 models do")
+
+    def _runs(self, file: str, read) -> Iterator[Any]:
+        for found in sorted(self.root.glob(f"*/{file}")):
+            try:
+                yield read(found.parent)
+            except RunError as error:
+                print(f"not reused: {error}")
+
+
+def _named(plan: Planned, found: FinishedRun) -> FinishedRun:
+    """By another name it is the same run."""
+    return replace(found, result={**found.result, "row": plan.name})
+
+
+def _listed(value: Any) -> list:
+    """`"A,B"`, `["A", "B"]`, `3` or None as a list."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return (
+        f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    )
