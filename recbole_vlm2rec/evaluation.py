@@ -52,6 +52,7 @@ class ProtocolMixin:
         self.best_epoch: int | None = None
         # Ranks and metrics of the best validation so far; a trainer that resumes a run restores them.
         self._best: tuple[np.ndarray, dict[str, float]] | None = None
+        self._validated: dict[int, dict] = {}
         self._written: set[str] = set()
         self._top: list[np.ndarray] | None = None
 
@@ -60,8 +61,9 @@ class ProtocolMixin:
         return len(self.train_loss_dict)
 
     def diagnostics(self) -> dict:
-        """What a trainer adds to result.json."""
-        return {}
+        """What a trainer adds to result.json: loss and validation metrics of every epoch."""
+        losses = {epoch: float(np.sum(loss)) for epoch, loss in self.train_loss_dict.items()}  # some models have several losses
+        return {"training": [{"epoch": epoch, "loss": loss, **self._validated.get(epoch, {})} for epoch, loss in losses.items()]}
 
     def fit(self, *args, **kwargs):
         """RecBole's fit; afterwards ranks and results of `valid` are those of the best epoch."""
@@ -76,6 +78,7 @@ class ProtocolMixin:
         with self.meter("valid"):
             result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
         score = calculate_valid_score(result, self.valid_metric)
+        self._validated[max(self.train_loss_dict, default=0)] = {"valid": dict(result)}
         # The rule of RecBole's early_stopping: among equals the latest is the best, and its weights are saved.
         if score >= self.best_valid_score if self.valid_metric_bigger else score <= self.best_valid_score:
             self._best = self.ranks["valid"], self.results["valid"]

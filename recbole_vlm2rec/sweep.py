@@ -61,8 +61,8 @@ def sweep(settings: dict[str, Any], config_file_list: Sequence[str] = ()) -> Res
 
     Args:
         settings: keys of a run. `model`, `dataset` and `train_users` may list several (`A,B,C`, or a list), and three more:
-            `seeds` (default: the one of `seed`), `row_settings` (a yaml file, `{row or model: {key: value}}`, which win over the
-            other settings in these rows alone) and `table` (where to write, without suffix; default `<checkpoint_dir>/table`).
+            `seeds` (default: the one of `seed`), `row_settings` (`{row or model: {key: value}}` or a yaml file of that, which win
+            over the other settings in these rows alone) and `table` (where to write, without suffix; default `<checkpoint_dir>/table`).
         config_file_list: yaml files for all runs.
     Raises ValueError for what cannot be planned, before anything runs; SweepError at the end where runs failed.
     """
@@ -72,7 +72,8 @@ def sweep(settings: dict[str, Any], config_file_list: Sequence[str] = ()) -> Res
     datasets = _listed(settings.pop("dataset", None)) or ["minishop"]
     users = [int(count) for count in _listed(settings.pop("train_users", None))] or [None]
     seeds = _listed(seeds) or [make_config(rows[0].model, datasets[0], list(config_file_list), settings)["seed"]]
-    maker = RunMaker(settings, config_file_list, read_yaml(file) if file else {}, rows)
+    row_settings = file if isinstance(file, dict) else read_yaml(file) if file else {}
+    maker = RunMaker(settings, config_file_list, row_settings, rows)
     planned = [
         Planned(row, dataset, int(seed), count) for dataset in datasets for row in rows for count in users for seed in seeds
     ]
