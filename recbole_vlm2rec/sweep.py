@@ -61,8 +61,8 @@ def sweep(settings: dict[str, Any], config_file_list: Sequence[str] = ()) -> Res
 
     Args:
         settings: keys of a run. `model`, `dataset` and `train_users` may list several (`A,B,C`, or a list), and three more:
-            `seeds` (default: the one of `seed`), `row_settings` (`{row or model: {key: value}}` or a yaml file of that, which win
-            over the other settings in these rows alone) and `table` (where to write, without suffix; default `<checkpoint_dir>/table`).
+            `seeds` (default: the one of `seed`), `row_settings` (`{row or model: {key: value}}` or a yaml file of that; they
+            win in these rows alone) and `table` (where to write, without suffix; default `<checkpoint_dir>/table`).
         config_file_list: yaml files for all runs.
     Raises ValueError for what cannot be planned, before anything runs; SweepError at the end where runs failed.
     """
