@@ -15,7 +15,7 @@ import yaml
 TEXT_KEYS = frozenset(
     {
         *("model", "dataset", "config_files", "data_path", "checkpoint_dir", "result_file", "gpu_id"),
-        *("item_embeddings", "backbone", "resume", "checkpoint", "row"),
+        *("item_embeddings", "backbone", "resume", "checkpoint", "row", "tune", "table"),
     }
 )
 

@@ -40,6 +40,9 @@ A comparison: what is missing is run, then the table is written (docs/tables.md)
      VLM2Rec@DATASET    trained on another data set, used unchanged
      --train_users=128,256   few-shot: a row each    --row_settings=FILE  keys of single rows    --table=PATH  where to write
 
+Tuning, by validation alone (docs/tuning.md; pip install "recbole-vlm2rec[tune]"):
+  --model=ROW --tune=props/tuning/VLM2Rec.hyper --tune_algo=exhaustive|random|bayes|each [--max_evals=20]
+
 Every run gets a folder in --checkpoint_dir (default saved/): checkpoint, result.json, ranks.npz, run.log, tensorboard/.
 """
 
@@ -75,7 +78,11 @@ def _run(argv: Sequence[str]) -> int:
     from recbole_vlm2rec.quick_start import run
     from recbole_vlm2rec.sweep import is_sweep, sweep
 
-    if is_sweep(overrides):
+    if "tune" in overrides:
+        from recbole_vlm2rec.tuning import tune_all
+
+        tune_all(overrides)
+    elif is_sweep(overrides):
         sweep(overrides)
     else:
         run(config_dict=overrides)

@@ -22,7 +22,7 @@ from recbole_vlm2rec.quick_start import make_config, run
 from recbole_vlm2rec.registry import get_model
 from recbole_vlm2rec.report.runs import RESULT, STARTED, FinishedRun, RunError, read_run
 from recbole_vlm2rec.report.tables import ResultTable, result_table
-from recbole_vlm2rec.rows import Row
+from recbole_vlm2rec.rows import Row, props_folder
 
 # What the command takes beside the keys of a run. `train_users` is a key; several of them are several rows.
 OWN_KEYS = ("seeds", "row_settings", "table")
@@ -52,7 +52,7 @@ class Planned:
 
 def is_sweep(settings: dict[str, Any]) -> bool:
     """Whether a command line names several runs, or a row that is more than a model."""
-    several = any(len(_listed(settings.get(key))) > 1 for key in ("model", "dataset", "train_users"))
+    several = any(len(listed(settings.get(key))) > 1 for key in ("model", "dataset", "train_users"))
     return several or any(key in settings for key in OWN_KEYS) or "@" in (settings.get("model") or "")
 
 
@@ -68,10 +68,10 @@ def sweep(settings: dict[str, Any], config_file_list: Sequence[str] = ()) -> Res
     """
     settings = dict(settings)
     seeds, file, place = (settings.pop(key, None) for key in OWN_KEYS)
-    rows = [Row.parse(name) for name in _listed(settings.pop("model", None)) or ["VLM2Rec"]]
-    datasets = _listed(settings.pop("dataset", None)) or ["minishop"]
-    users = [int(count) for count in _listed(settings.pop("train_users", None))] or [None]
-    seeds = _listed(seeds) or [make_config(rows[0].model, datasets[0], list(config_file_list), settings)["seed"]]
+    rows = [Row.parse(name) for name in listed(settings.pop("model", None)) or ["VLM2Rec"]]
+    datasets = listed(settings.pop("dataset", None)) or ["minishop"]
+    users = [int(count) for count in listed(settings.pop("train_users", None))] or [None]
+    seeds = listed(seeds) or [make_config(rows[0].model, datasets[0], list(config_file_list), settings)["seed"]]
     row_settings = file if isinstance(file, dict) else read_yaml(file) if file else {}
     maker = RunMaker(settings, config_file_list, row_settings, rows)
     planned = [
@@ -102,12 +102,21 @@ class RunMaker:
 
     Args:
         settings, files: of all runs. row_settings: by row, or by model. rows: those that will be asked for.
+        apart: a folder in `checkpoint_dir` for new runs, which are to stand in no table; None puts them into `checkpoint_dir`.
     Raises ValueError for rows and row settings that cannot be.
     """
 
-    def __init__(self, settings: dict[str, Any], files: Sequence[str], row_settings: dict[str, dict], rows: Iterable[Row]):
-        self.settings, self.files, self.row_settings = settings, list(files), row_settings
-        self.root = Path(settings.get("checkpoint_dir") or make_config("Random", None, self.files, settings)["checkpoint_dir"])
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        files: Sequence[str],
+        row_settings: dict[str, dict],
+        rows: Iterable[Row],
+        apart: str | None = None,
+    ):
+        self.files, self.row_settings = list(files), row_settings
+        self.root = Path(settings.get("checkpoint_dir") or read_yaml(props_folder() / "overall.yaml")["checkpoint_dir"])
+        self.settings = {**settings, "checkpoint_dir": str(self.root / (apart or ""))}
         known = set()
         for row in rows:
             while row is not None:
@@ -149,9 +158,9 @@ class RunMaker:
             ran += 1
             yield plan, outcome
 
-    def make(self, plan: Planned) -> FinishedRun:
-        """The finished run, made now unless there is one."""
-        settings = self._settings(plan)
+    def make(self, plan: Planned, **keys: Any) -> FinishedRun:
+        """The finished run, made now unless there is one; `keys` win over the settings, in this run alone."""
+        settings = {**self._settings(plan), **keys}
         identity = self._identity(plan, settings)
         if identity not in self._finished:
             if identity in self._begun:
@@ -207,7 +216,8 @@ class RunMaker:
             raise ValueError(f"row {row}: {row.model} has no use for @{row.source}; VLM2Rec, its variants and task 2 models do")
 
     def _runs(self, file: str, read) -> Iterator[Any]:
-        for found in sorted(self.root.glob(f"*/{file}")):
+        searched = self.settings["checkpoint_dir"]
+        for found in sorted({*self.root.glob(f"*/{file}"), *Path(searched).glob(f"*/{file}")}):
             try:
                 yield read(found.parent)
             except RunError as error:
@@ -219,7 +229,7 @@ def _named(plan: Planned, found: FinishedRun) -> FinishedRun:
     return replace(found, result={**found.result, "row": plan.name})
 
 
-def _listed(value: Any) -> list:
+def listed(value: Any) -> list:
     """`"A,B"`, `["A", "B"]`, `3` or None as a list."""
     if value is None:
         return []

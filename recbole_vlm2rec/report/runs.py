@@ -85,7 +85,8 @@ def read_run(folder: str | Path) -> FinishedRun:
 
 
 def find_runs(places: Iterable[str | Path]) -> list[FinishedRun]:
-    """All finished runs in and below these folders, in the order of their paths, none twice.
+    """All finished runs in and below these folders, in the order of their paths, none twice; but for the trials of searches,
+    which lie in folders named tuning.
 
     Raises RunError for a place that does not exist, or if there is no finished run in any.
     """
@@ -95,6 +96,8 @@ def find_runs(places: Iterable[str | Path]) -> list[FinishedRun]:
         if not place.is_dir():
             raise RunError(f"{place} is no folder: give the folders of runs (--checkpoint_dir of the runs, saved/ by default)")
         for file in sorted(place.rglob(RESULT)):
+            if "tuning" in file.relative_to(place).parts:
+                continue
             found.setdefault(file.parent.resolve(), read_run(file.parent))
     if not found:
         raise RunError(f"no finished run (a folder with {RESULT}) in {', '.join(map(str, places))}")
