@@ -171,6 +171,22 @@ def _parser() -> argparse.ArgumentParser:
     cold.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     cold.set_defaults(command=_cold_start)
 
+    measured = "modality dropout, geometry, margins, gradient alignment and cost of finished runs"
+    told = commands.add_parser("diagnostics", help=measured)
+    told.add_argument("runs", nargs="+", metavar="RUNS", help="folders of runs, or folders that hold some")
+    told.add_argument("--metric", default="ndcg@20", help="of modality dropout and cost (default: %(default)s)")
+    told.add_argument("--out", type=Path, metavar="FILE", help="write it there instead of printing it")
+    told.set_defaults(command=_diagnostics)
+
+    report = commands.add_parser("report", help="one page over finished runs: tables, plots, and an explorer of single users")
+    report.add_argument("--runs", default="saved", metavar="FOLDER,…", help="folders of runs (default: %(default)s)")
+    report.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="(default: %(default)s)")
+    report.add_argument("--data_path", help="folder of data sets (default: as in the runs)")
+    report.add_argument("--metric", default="ndcg@20", help="what the plots show (default: %(default)s)")
+    report.add_argument("--buckets", default="0,1,3,6,11", help="least frequencies of cold start (default: %(default)s)")
+    report.add_argument("--users", type=int, default=40, help="users in the explorer, a data set each (default: %(default)s)")
+    report.set_defaults(command=_report)
+
     study = commands.add_parser("study", help="the modality collapse study on generated shops (about an hour on two cores)")
     study.add_argument(
         "--out",
@@ -252,6 +268,18 @@ def _cold_start(options: argparse.Namespace) -> None:
     from recbole_vlm2rec.report.cold_start_table import print_cold_start
 
     print_cold_start(options)
+
+
+def _diagnostics(options: argparse.Namespace) -> None:
+    from recbole_vlm2rec.report.diagnostics import print_diagnostics
+
+    print_diagnostics(options)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from recbole_vlm2rec.report.page import print_report
+
+    print_report(options)
 
 
 def _study(options: argparse.Namespace) -> None:

@@ -58,7 +58,7 @@ def tune(settings: dict[str, Any], config_file_list: Sequence[str] = ()) -> Tune
             `each`: every key over its values while the others keep their defaults (figure 5); `max_evals`, runs of random and
             bayes at most (default 20).
     Writes into `<checkpoint_dir>/tuning/<row>-<dataset>-seed<seed>-<algorithm>/`: RecBole's `hyper.result` and plot `hyper.html`,
-    `tuning.json`, `sensitivity.html`, and `best.yaml`, which `row_settings` takes; the runs lie in `<checkpoint_dir>/tuning/runs/`.
+    `tuning.json`, `sensitivity.html`, and `best.yaml`, which `row_settings` takes; its runs lie in `tuning/runs/`.
     Raises TuningError.
     """
     settings = dict(settings)

@@ -17,7 +17,7 @@ from recbole_vlm2rec.analysis.comparison import require_same_users
 from recbole_vlm2rec.data.candidates import Histories
 from recbole_vlm2rec.report.runs import FinishedRun, RunError, find_runs
 from recbole_vlm2rec.report.selection import names_of, read_gains, select
-from recbole_vlm2rec.report.table_text import MARKDOWN, title
+from recbole_vlm2rec.report.table_text import MARKDOWN, Markdown, title
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def cold_start(
     found = []
     for dataset, rows in select(runs).items():
         any_run = next(iter(next(iter(rows.values())).values()))
-        histories = _histories(any_run, data_path)
+        histories = read_histories(any_run, data_folder(any_run, data_path))
         gains = {row: {seed: read_gains(run, metrics) for seed, run in by_seed.items()} for row, by_seed in rows.items()}
         for metric in metrics:
             require_same_users(dataset, {row: {seed: of[metric] for seed, of in seeds.items()} for row, seeds in gains.items()})
@@ -61,41 +61,52 @@ def cold_start(
     return found
 
 
-def markdown(rows: Sequence[ColdStartRow]) -> str:
+def as_text(rows: Sequence[ColdStartRow], style: Markdown = MARKDOWN) -> str:
     """A table for each data set and metric: a line of users, then a line for each row."""
     groups = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
         there = [row for row in rows if row.dataset == dataset]
         counts = [bucket.users for bucket in there[0].buckets]
         for metric in there[0].overall:
-            lines = [["*users*", "", *map(str, counts), str(sum(counts))]]
+            lines = [["users", "", *map(str, counts), str(sum(counts))]]
             for row in there:
                 means = [*(bucket.metrics[metric] for bucket in row.buckets), row.overall[metric]]
                 figures = ["–" if mean is None else f"{mean:.4f}" for mean in means]
-                lines.append([MARKDOWN.escape(row.row), str(len(row.seeds)), *figures])
-            groups.append((f"{MARKDOWN.escape(dataset)}: {title(metric)} by training interactions of the target", lines, None))
+                lines.append([style.escape(row.row), str(len(row.seeds)), *figures])
+            groups.append((f"{style.escape(dataset)}: {title(metric)} by training interactions of the target", lines, None))
     head = ["", "seeds", *(bucket.name for bucket in rows[0].buckets), "all"]
-    return MARKDOWN.grid(head, groups) + "\n"
+    return style.grid(head, groups) + "\n"
 
 
 def print_cold_start(options) -> None:
     """`recbole-vlm2rec cold-start RUNS… [--metrics=…] [--buckets=…] [--data_path=…] [--json=FILE]`."""
-    bounds = [int(bound) if bound.strip().isdecimal() else -1 for bound in options.buckets.split(",")]
-    rows = cold_start(find_runs(options.runs), options.metrics.split(","), options.data_path, bounds)
-    print(markdown(rows), end="")
+    rows = cold_start(find_runs(options.runs), options.metrics.split(","), options.data_path, parse_bounds(options.buckets))
+    print(as_text(rows), end="")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
 
 
-def _histories(run: FinishedRun, data_path: Path | None) -> Histories:
-    folder = data_path / run.dataset if data_path else Path(run.result["config"]["data_path"])
+def parse_bounds(text: str) -> list[int]:
+    """`0,1,3`; what is no number becomes -1, which `bucket_names` refuses."""
+    return [int(bound) if bound.strip().isdecimal() else -1 for bound in text.split(",")]
+
+
+def data_folder(run: FinishedRun, data_path: Path | None) -> Path:
+    """Of the run's data set: in `data_path`, by default where the run found it."""
+    return data_path / run.dataset if data_path else Path(run.result["config"]["data_path"])
+
+
+def read_histories(run: FinishedRun, folder: Path) -> Histories:
+    """The interactions in the data set's folder. Raises RunError where they are not there, or not those of the run."""
     if not (folder / f"{folder.name}.inter").is_file():
         raise RunError(
             f"there is no data set of {run.folder} in {folder}: give the folder of data sets with --data_path=FOLDER "
             f"(it holds {run.dataset}/{run.dataset}.inter)"
         )
-    return Histories.read(folder, folder.name)
+    histories = Histories.read(folder, folder.name)
+    _require_same_data(run, histories)
+    return histories
 
 
 def _require_same_data(run: FinishedRun, histories: Histories) -> None:

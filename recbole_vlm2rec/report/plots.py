@@ -1,6 +1,7 @@
-"""Plotly figures of what runs wrote: pure functions from dictionaries to figures.
+"""Plotly figures of what runs wrote: pure functions from runs and dictionaries to figures.
 
-Imports plotly (the extra `report`) and the standard library. Colours come from the page; figures bear none but Okabe and Ito's.
+Imports plotly (the extra `report`), numpy and report's readers. Background and text colours are the page's; series have Okabe and
+Ito's, and line styles where two series of a row must be told apart.
 """
 
 from __future__ import annotations
@@ -9,9 +10,19 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from recbole_vlm2rec.report.cold_start_table import ColdStartRow
+from recbole_vlm2rec.report.diagnostics import ASKING
+from recbole_vlm2rec.report.runs import FinishedRun
+from recbole_vlm2rec.report.table_text import title
+
 # Okabe and Ito's eight, told apart with any colour vision; text, image and fused keep theirs everywhere.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#999999")
-SIDES = {"fused": ("both", PALETTE[2]), "text": ("text alone", PALETTE[0]), "image": ("picture alone", PALETTE[1])}
+SIDES = {"fused": PALETTE[2], "text": PALETTE[0], "image": PALETTE[1]}
+DASHES = {"text": "solid", "image": "dash"}
+BySeed = Mapping[str, Mapping[int, FinishedRun]]
+"""The runs of one data set by row and seed."""
 
 
 class PlotError(RuntimeError):
@@ -39,6 +50,77 @@ def tuning_process(model: str, scores: Sequence[float], params: Sequence[str]):
     return go.Figure(trace, _layout("Tuning", "trial", "validation score", showlegend=True))
 
 
+def learning_curves(rows: BySeed, metric: str = "ndcg@20"):
+    """Validation metric of each epoch, means over the seeds that came so far; None where no run was validated."""
+    go, traces = _go(), []
+    for number, (row, by_seed) in enumerate(rows.items()):
+        epochs: dict[int, list[float]] = {}
+        for run in by_seed.values():
+            for entry in run.result.get("training") or []:
+                if metric in entry.get("valid", {}):
+                    epochs.setdefault(entry["epoch"] + 1, []).append(entry["valid"][metric])
+        if epochs:
+            means = [float(np.mean(epochs[epoch])) for epoch in sorted(epochs)]
+            look = {
+                "line_color": PALETTE[number % len(PALETTE)],
+                "line_dash": ("solid", "dot", "dash")[number // len(PALETTE) % 3],
+            }
+            traces.append(go.Scatter(x=sorted(epochs), y=means, mode="lines+markers", name=row, **look))
+    return go.Figure(traces, _layout(None, "epoch", f"validation {title(metric)}")) if traces else None
+
+
+def dropout_bars(rows: BySeed, metric: str = "ndcg@20"):
+    """Figure 1a: the metric when history, titles alone or pictures alone ask; None where no run measured it."""
+    go = _go()
+    found = {row: runs for row, by_seed in rows.items() if (runs := _with(by_seed, "modality_dropout"))}
+    traces = [
+        go.Bar(
+            x=list(found),
+            y=[float(np.mean([run["modality_dropout"][asked][metric] for run in runs])) for runs in found.values()],
+            name=f"{asked}: {name}",
+            marker_color=SIDES[side],
+        )
+        for (asked, name), side in zip(ASKING.items(), SIDES, strict=True)
+    ]
+    return go.Figure(traces, _layout(None, None, title(metric), barmode="group")) if found else None
+
+
+def alignment_curves(rows: BySeed):
+    """Figure 1b: cosine of the text-only and the image-only gradient with the fused one over training; None without any."""
+    go, traces = _go(), []
+    for number, (row, by_seed) in enumerate(rows.items()):
+        measured = [run["gradient_alignment"] for run in _with(by_seed, "gradient_alignment")]
+        for side in DASHES if measured else ():
+            steps = sorted(set.intersection(*({entry["step"] for entry in entries} for entries in measured)))
+            values = [float(np.mean([entry[side] for of in measured for entry in of if entry["step"] == step])) for step in steps]
+            look = {"line_color": PALETTE[number % len(PALETTE)], "line_dash": DASHES[side]}
+            traces.append(go.Scatter(x=steps, y=values, mode="lines+markers", name=f"{row}, {side}", **look))
+    return go.Figure(traces, _layout(None, "training step", "cosine with the fused gradient")) if traces else None
+
+
+def geometry_bars(rows: BySeed):
+    """Table 1's S = A_neg / A_pos of fused, text and image vectors; None where no run measured it."""
+    go = _go()
+    found = {row: runs for row, by_seed in rows.items() if (runs := _with(by_seed, "geometry"))}
+    traces = []
+    for side, colour in SIDES.items():
+        values = [[run["geometry"][side]["separability"] for run in runs if side in run["geometry"]] for runs in found.values()]
+        means = [float(np.mean(of_row)) if of_row else None for of_row in values]
+        traces.append(go.Bar(x=list(found), y=means, name=side, marker_color=colour))
+    return go.Figure(traces, _layout(None, None, "S = A_neg / A_pos", barmode="group")) if found else None
+
+
+def cold_start_lines(rows: Sequence[ColdStartRow], metric: str = "ndcg@20"):
+    """Figure 3: the metric by how often the target stands in the training data, of one data set's rows."""
+    go = _go()
+    traces = []
+    for number, row in enumerate(rows):
+        names = [f"{bucket.name} ({bucket.users} users)" for bucket in row.buckets]
+        values = [bucket.metrics[metric] for bucket in row.buckets]
+        traces.append(go.Scatter(x=names, y=values, mode="lines+markers", name=row.row, **_line(number)))
+    return go.Figure(traces, _layout(None, "training interactions of the target", title(metric)))
+
+
 def sensitivity(tuning: Mapping):
     """Figure 5: for each tuned key the best validation score at each value, the other keys free; every trial is a dot.
 
@@ -48,7 +130,7 @@ def sensitivity(tuning: Mapping):
     from plotly.subplots import make_subplots
 
     keys, metric = list(tuning["best"]), tuning["metric"]
-    figure = make_subplots(1, len(keys), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=keys)
+    figure = make_subplots(1, len(keys), shared_yaxes=True, horizontal_spacing=0.04)
     for column, key in enumerate(keys, start=1):
         tried = sorted(
             ((trial["params"][key], trial["valid"][metric]) for trial in tuning["trials"]), key=lambda pair: _order(pair[0])
@@ -61,10 +143,20 @@ def sensitivity(tuning: Mapping):
         look = {"showlegend": column == 1}
         figure.add_trace(go.Scatter(**line, mode="lines", name="best", line_color=PALETTE[0], **look), 1, column)
         figure.add_trace(go.Scatter(**dots, mode="markers", name="runs", marker_color=PALETTE[1], **look), 1, column)
-        figure.update_xaxes(type="category", categoryorder="array", categoryarray=line["x"], row=1, col=column)
+        figure.update_xaxes(type="category", categoryorder="array", categoryarray=line["x"], title_text=key, row=1, col=column)
     figure.update_layout(_layout(f"{tuning['row']} on {tuning['dataset']}, seed {tuning['seed']}", None, None, showlegend=True))
     figure.update_yaxes(title_text=f"validation {metric}", row=1, col=1)
     return figure
+
+
+def _line(number: int) -> dict:
+    """The look of a plot's n-th row; beyond eight, colours come again with another stroke."""
+    return {"line_color": PALETTE[number % len(PALETTE)], "line_dash": ("solid", "dot", "dash")[number // len(PALETTE) % 3]}
+
+
+def _with(by_seed: Mapping[int, FinishedRun], key: str) -> list[dict]:
+    """The results that hold something under this key."""
+    return [run.result for run in by_seed.values() if run.result.get(key)]
 
 
 def _order(value) -> tuple:

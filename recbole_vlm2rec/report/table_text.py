@@ -1,10 +1,11 @@
-"""A ResultTable as text: what it says once, in Markdown or LaTeX.
+"""A ResultTable as text: what it says once, in Markdown, LaTeX or HTML.
 
 Imports the standard library only. CSV carries the figures alone and needs nothing from here.
 """
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -99,7 +100,37 @@ class Latex(Markdown):
         return "% \\usepackage{booktabs}\n" + super().render(table)
 
 
-MARKDOWN, LATEX = Markdown(), Latex()
+class Html(Markdown):
+    """Elements for the report page: rows are headed by their first cell, wide tables scroll by themselves."""
+
+    def escape(self, text: str) -> str:
+        return html.escape(" ".join(text.split()))
+
+    def best(self, text: str) -> str:
+        return f"<strong>{text}</strong>"
+
+    def paragraph(self, text: str) -> str:
+        return f"<p>{self.escape(text)}</p>"
+
+    def grid(self, head: Sequence[str], groups: Sequence[Group], left: int = 1) -> str:
+        columns = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+        tables = []
+        for heading, rows, last in groups:
+            caption = f"<caption>{heading}</caption>" if heading else ""
+            body = "".join(self._row(row) for row in (*rows, *([last] if last else [])))
+            label = f' aria-label="{heading}"' if heading else ' aria-label="table"'
+            tables.append(
+                f'<div class="wide" tabindex="0" role="region"{label}><table class="left{left}">{caption}'
+                f"<thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>"
+            )
+        return "\n".join(tables)
+
+    def _row(self, cells: Sequence[str]) -> str:
+        first, *others = cells
+        return f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in others) + "</tr>"
+
+
+MARKDOWN, LATEX, HTML = Markdown(), Latex(), Html()
 
 
 def _parts(table: ResultTable, style: Markdown) -> Iterator[str]:

@@ -23,7 +23,7 @@ from recbole_vlm2rec.analysis.comparison import (
 )
 from recbole_vlm2rec.report.runs import FinishedRun, find_runs
 from recbole_vlm2rec.report.selection import names_of, read_gains, select
-from recbole_vlm2rec.report.table_text import LATEX, MARKDOWN
+from recbole_vlm2rec.report.table_text import HTML, LATEX, MARKDOWN
 from recbole_vlm2rec.rows import Row
 
 METRICS = ("hit@10", "hit@20", "ndcg@10", "ndcg@20")
@@ -76,6 +76,10 @@ class ResultTable:
     def latex(self) -> str:
         """A tabular for booktabs, the notes as text, and a tabular of the tests."""
         return LATEX.render(self)
+
+    def html(self) -> str:
+        """Elements for a page; best in <strong>, second best in <u>."""
+        return HTML.render(self)
 
     def csv(self) -> str:
         """A line for each data set, row and metric, at full precision; `deviation` is empty for one seed."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recbole_vlm2rec.data.candidates import Histories
-from recbole_vlm2rec.report.cold_start_table import cold_start, markdown
+from recbole_vlm2rec.report.cold_start_table import as_text, cold_start
 from recbole_vlm2rec.report.runs import RunError
 
 BOUGHT = {"a": "ABCX", "b": "ABCY", "c": "XABCX"}
@@ -45,12 +45,12 @@ def test_by_hand(run_on):
     ]
     assert [bucket.metrics["hit@10"] for bucket in sasrec.buckets] == [1.0, 0.5, None]
     assert sasrec.overall == pytest.approx({"hit@10": 2 / 3})
-    assert markdown([bpr, sasrec]).splitlines() == [
+    assert as_text([bpr, sasrec]).splitlines() == [
         "### shop: Hit@10 by training interactions of the target",
         "",
         "|  | seeds | 0 | 1 | 2+ | all |",
         "|---|---:|---:|---:|---:|---:|",
-        "| *users* |  | 1 | 2 | 0 | 3 |",
+        "| users |  | 1 | 2 | 0 | 3 |",
         "| BPR | 2 | 0.5000 | 0.5000 | – | 0.5000 |",
         "| SASRec | 1 | 1.0000 | 0.5000 | – | 0.6667 |",
     ]
