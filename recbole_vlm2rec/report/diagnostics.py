@@ -53,7 +53,7 @@ def _geometry() -> Measure:
         return found and {side: [values[name] for name in GEOMETRY] for side, values in found.items()}
 
     note = (
-        "On unit vectors: mean squared distance of a history to its target and to its negatives, S = A_neg / A_pos (1: collapse), "
+        "On unit vectors: mean squared distance of a history to target and to negatives, S = A_neg / A_pos (1 is collapse); "
         "U = log mean exp(-2 d²) over pairs of a history and an item, of two histories, of two items."
     )
     return Measure("Geometry (table 1)", note, list(GEOMETRY.values()), lines)
