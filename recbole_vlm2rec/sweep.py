@@ -17,7 +17,6 @@ from recbole_vlm2rec.config import read_yaml
 from recbole_vlm2rec.embeddings import MANIFEST
 from recbole_vlm2rec.export import export
 from recbole_vlm2rec.fingerprint import fingerprint
-from recbole_vlm2rec.nearest import did_you_mean
 from recbole_vlm2rec.quick_start import make_config, run
 from recbole_vlm2rec.registry import get_model
 from recbole_vlm2rec.report.runs import RESULT, STARTED, FinishedRun, RunError, read_run
@@ -117,15 +116,12 @@ class RunMaker:
         self.files, self.row_settings = list(files), row_settings
         self.root = Path(settings.get("checkpoint_dir") or read_yaml(props_folder() / "overall.yaml")["checkpoint_dir"])
         self.settings = {**settings, "checkpoint_dir": str(self.root / (apart or ""))}
-        known = set()
         for row in rows:
-            while row is not None:
-                self._check(row)
-                known |= {str(row), row.model}
-                row = Row.parse(row.source) if row.starts_from_export and row.source else None
+            self._check(row)
+            if row.starts_from_export and row.source is None and not settings.get("item_embeddings"):
+                raise ValueError(f"row {row}: name what its item embeddings come from, {row}@VLM2Rec say")
         for name, keys in row_settings.items():
-            if name not in known:
-                raise ValueError(f"row_settings: there is no row {name!r}{did_you_mean(name, known)}")
+            self._check(Row.parse(name))  # it need not be asked for: one file may serve several comparisons
             if not isinstance(keys, dict):
                 raise ValueError(f"row_settings: {name} holds {keys!r}, where `key: value` lines are due")
         self._finished = {
@@ -210,9 +206,11 @@ class RunMaker:
 
     def _check(self, row: Row) -> None:
         model = get_model(row.model)
-        if row.starts_from_export and row.source is None and not self.settings.get("item_embeddings"):
-            raise ValueError(f"row {row}: name what its item embeddings come from, {row}@VLM2Rec say")
-        if row.source is not None and not row.starts_from_export and not getattr(model, "reads_checkpoints", False):
+        if row.source is None:
+            return
+        if row.starts_from_export:
+            self._check(Row.parse(row.source))
+        elif not getattr(model, "reads_checkpoints", False):
             raise ValueError(f"row {row}: {row.model} has no use for @{row.source}; VLM2Rec, its variants and task 2 models do")
 
     def _runs(self, file: str, read) -> Iterator[Any]:
