@@ -142,7 +142,7 @@ def test_choosing_a_user_changes_the_pictures(opened):
 
     first, heading = seen()
     assert first and tab.locator("#history img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
-    tab.get_by_label("User", exact=True).select_option(index=1)
+    tab.get_by_role("combobox", name="User").select_option(index=1)
     second, other = seen()
     assert second != first and other != heading
     # By keyboard alone: back to the user before.
@@ -155,7 +155,7 @@ def test_choosing_a_user_changes_the_pictures(opened):
 def test_models_stand_side_by_side_and_tell_what_each_modality_would_have_recommended(opened):
     tab, _ = opened
     assert tab.locator("article.model h4").all_inner_texts() == ["VLMSFT", "VLMVanilla"]
-    tab.get_by_label("BPR").check()
+    tab.get_by_role("checkbox", name="BPR").check()
     assert tab.locator("article.model h4").all_inner_texts() == ["BPR", "VLMSFT", "VLMVanilla"]
     article = tab.locator("article.model").nth(1)
     assert re.search(r"rank \d+ among 11 candidates", article.inner_text())
