@@ -7,7 +7,9 @@ goes on, and what a row needs (the run behind an export, the export itself, a ru
 from __future__ import annotations
 
 import json
+import re
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,13 +72,12 @@ def sweep(settings: dict[str, Any], config_file_list: Sequence[str] = ()) -> Res
     seeds, file, place = (settings.pop(key, None) for key in OWN_KEYS)
     rows = [Row.parse(name) for name in _listed(settings.pop("model", None)) or ["VLM2Rec"]]
     datasets = _listed(settings.pop("dataset", None)) or ["minishop"]
-    users = [int(count) for count in _listed(settings.pop("train_users", None))] or [None]
-    seeds = _listed(seeds) or [make_config(rows[0].model, datasets[0], list(config_file_list), settings)["seed"]]
+    users = _numbers("train_users", settings.pop("train_users", None)) or [None]
+    common = make_config(rows[0].model, datasets[0], list(config_file_list), settings)
+    seeds = _numbers("seeds", seeds) or [common["seed"]]
     row_settings = file if isinstance(file, dict) else read_yaml(file) if file else {}
-    maker = RunMaker(settings, config_file_list, row_settings, rows)
-    planned = [
-        Planned(row, dataset, int(seed), count) for dataset in datasets for row in rows for count in users for seed in seeds
-    ]
+    maker = RunMaker(Path(common["checkpoint_dir"]), settings, config_file_list, row_settings, rows)
+    planned = [Planned(row, dataset, seed, count) for dataset in datasets for row in rows for count in users for seed in seeds]
     finished, failed = [], {}
     for plan, outcome in maker.make_all(planned):
         if isinstance(outcome, FinishedRun):
@@ -92,7 +93,7 @@ def sweep(settings: dict[str, Any], config_file_list: Sequence[str] = ()) -> Res
             place.with_name(place.name + suffix).write_text(text, encoding="utf-8")
         print(f"\n{table.markdown()}\nwritten: {place}.md, {place.name}.csv, {place.name}.tex")
     if failed:
-        lines = "\n".join(f"  {plan}: {error}" for plan, error in failed.items())
+        lines = "\n".join(f"  {plan}: {_said(error)}" for plan, error in failed.items())
         raise SweepError(f"{len(failed)} of {len(planned)} runs failed; all others are kept, the same command goes on:\n{lines}")
     return table
 
@@ -101,13 +102,15 @@ class RunMaker:
     """Finds the finished run of a plan, or makes it.
 
     Args:
-        settings, files: of all runs. row_settings: by row, or by model. rows: those that will be asked for.
+        root: holds the run folders. settings, files: of all runs. row_settings: by row, or by model. rows: those that will be
+            asked for.
     Raises ValueError for rows and row settings that cannot be.
     """
 
-    def __init__(self, settings: dict[str, Any], files: Sequence[str], row_settings: dict[str, dict], rows: Iterable[Row]):
-        self.settings, self.files, self.row_settings = settings, list(files), row_settings
-        self.root = Path(settings.get("checkpoint_dir") or make_config("Random", None, self.files, settings)["checkpoint_dir"])
+    def __init__(
+        self, root: Path, settings: dict[str, Any], files: Sequence[str], row_settings: dict[str, dict], rows: Iterable[Row]
+    ):
+        self.root, self.settings, self.files, self.row_settings = root, settings, list(files), row_settings
         known = set()
         for row in rows:
             while row is not None:
@@ -143,8 +146,10 @@ class RunMaker:
             print(f"{ahead} {plan} ({_duration(spent)} so far{left})", flush=True)
             try:
                 outcome = self.make(plan)
-            except (ValueError, OSError, RuntimeError) as error:  # the other rows are worth having
-                print(f"{ahead} {plan} failed: {error}", flush=True)
+            except Exception as error:  # whatever it is, the other rows are worth having
+                if not isinstance(error, (ValueError, OSError, RuntimeError)):
+                    traceback.print_exc()
+                print(f"{ahead} {plan} failed: {_said(error)}", flush=True)
                 outcome = error
             ran += 1
             yield plan, outcome
@@ -171,7 +176,7 @@ class RunMaker:
         return found and _named(plan, found)
 
     def _identity(self, plan: Planned, settings: dict[str, Any]) -> str:
-        return fingerprint(make_config(plan.row.model, plan.dataset, self.files, settings))
+        return fingerprint(make_config(plan.row.model, plan.dataset, self.files, settings).as_dict())
 
     def _settings(self, plan: Planned, make: bool = True) -> dict[str, Any] | None:
         """The run's settings; what they rest on is made first, or without `make` must be there, else None."""
@@ -226,6 +231,19 @@ def _listed(value: Any) -> list:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _said(error: Exception) -> str:
+    """One that is no message of ours, such as KeyError: 'x', does not say what it is."""
+    return str(error) if isinstance(error, (ValueError, OSError, RuntimeError)) else repr(error)
+
+
+def _numbers(key: str, value: Any) -> list[int]:
+    """`_listed` whole numbers. Raises ValueError for anything else."""
+    for entry in _listed(value):
+        if isinstance(entry, bool) or not re.fullmatch(r"\d+", str(entry)):
+            raise ValueError(f"{key}: {entry!r} is no whole number; write --{key}=1,2,3")
+    return [int(entry) for entry in _listed(value)]
 
 
 def _duration(seconds: float) -> str:
