@@ -8,34 +8,37 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from recbole_vlm2rec import __version__
 from recbole_vlm2rec.data.catalog import Catalog
 from recbole_vlm2rec.report.runs import RUN_TIME
 
 
-def fingerprint(config) -> str:
+def fingerprint(config: dict[str, Any]) -> str:
     """SHA-256 over every setting that can change a result, the data set's files, and this package's version.
+
+    `config`: `Config.as_dict()` before data and model are built, which write into the Config (BERT4Rec's do).
 
     Where a run reads, writes and computes (`RUN_TIME`) does not count; nor does the folder of an export or checkpoint, only what
     it holds.
     """
-    settings = {key: value for key, value in config.as_dict().items() if key not in RUN_TIME}
+    settings = {key: value for key, value in config.items() if key not in RUN_TIME}
     if export := settings.get("item_embeddings"):
         settings["item_embeddings"] = json.loads((Path(export) / "manifest.json").read_text(encoding="utf-8"))["content"]
     if source := settings.get("checkpoint"):
         # Its settings are the run's own; without LoRA weights there is nothing more.
         places = (Path(source) / folder / "adapter_model.safetensors" for folder in (".", "checkpoint"))
-        settings["checkpoint"] = [_hash(file) for file in places]
+        settings["checkpoint"] = next(filter(None, map(_hash, places)), None)
     about = {"settings": settings, "data": _data(config), "version": __version__}
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def _data(config) -> list[str | None]:
+def _data(config: dict[str, Any]) -> list[str | None]:
     """Hashes of `.inter`, `.item`, and, where the model looks at pictures, of the catalogue with its pictures."""
     folder, name = Path(config["data_path"]), config["dataset"]
     hashes = [_hash(folder / f"{name}.inter"), _hash(folder / f"{name}.item")]
-    if "image" in (config["modalities"] or ""):
+    if "image" in (config.get("modalities") or ""):
         hashes.append(Catalog.read(folder, name).hash)
     return hashes
 

@@ -112,11 +112,12 @@ def _run(config: Config, meter: Meter, log: _Log) -> dict[str, Any]:
     logger.info(f"{config['model']} on {config['dataset']}, seed {config['seed']}, {config['device']}")
     if config.unread_keys:
         logger.warning(f"{config['model']} does not read {', '.join(config.unread_keys)}: given, but without effect")
+    given = config.as_dict()  # before data and model write into it
     dataset, train_data, valid_data, test_data = prepare(config)
     init_seed(config["seed"], config["reproducibility"])
     network = config.model_class(config, train_data._dataset).to(config["device"])
     # Only now: what cannot be built leaves no folder behind.
-    identity = fingerprint(config)
+    identity = fingerprint(given)
     folder = Path(config["resume"]) if config["resume"] else _run_folder(config)
     (folder / STARTED).write_text(json.dumps({"fingerprint": identity}) + "\n", encoding="utf-8")
     config["checkpoint_dir"] = str(folder)

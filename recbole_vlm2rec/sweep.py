@@ -7,7 +7,9 @@ goes on, and what a row needs (the run behind an export, the export itself, a ru
 from __future__ import annotations
 
 import json
+import re
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from recbole_vlm2rec.quick_start import make_config, run
 from recbole_vlm2rec.registry import get_model
 from recbole_vlm2rec.report.runs import RESULT, STARTED, FinishedRun, RunError, read_run
 from recbole_vlm2rec.report.tables import ResultTable, result_table
-from recbole_vlm2rec.rows import Row, props_folder
+from recbole_vlm2rec.rows import Row
 
 # What the command takes beside the keys of a run. `train_users` is a key; several of them are several rows.
 OWN_KEYS = ("seeds", "row_settings", "table")
@@ -69,13 +71,12 @@ def sweep(settings: dict[str, Any], config_file_list: Sequence[str] = ()) -> Res
     seeds, file, place = (settings.pop(key, None) for key in OWN_KEYS)
     rows = [Row.parse(name) for name in listed(settings.pop("model", None)) or ["VLM2Rec"]]
     datasets = listed(settings.pop("dataset", None)) or ["minishop"]
-    users = [int(count) for count in listed(settings.pop("train_users", None))] or [None]
-    seeds = listed(seeds) or [make_config(rows[0].model, datasets[0], list(config_file_list), settings)["seed"]]
+    users = _numbers("train_users", settings.pop("train_users", None)) or [None]
+    common = make_config(rows[0].model, datasets[0], list(config_file_list), settings)
+    seeds = _numbers("seeds", seeds) or [common["seed"]]
     row_settings = file if isinstance(file, dict) else read_yaml(file) if file else {}
-    maker = RunMaker(settings, config_file_list, row_settings, rows)
-    planned = [
-        Planned(row, dataset, int(seed), count) for dataset in datasets for row in rows for count in users for seed in seeds
-    ]
+    maker = RunMaker(Path(common["checkpoint_dir"]), settings, config_file_list, row_settings, rows)
+    planned = [Planned(row, dataset, seed, count) for dataset in datasets for row in rows for count in users for seed in seeds]
     finished, failed = [], {}
     for plan, outcome in maker.make_all(planned):
         if isinstance(outcome, FinishedRun):
@@ -91,7 +92,7 @@ def sweep(settings: dict[str, Any], config_file_list: Sequence[str] = ()) -> Res
             place.with_name(place.name + suffix).write_text(text, encoding="utf-8")
         print(f"\n{table.markdown()}\nwritten: {place}.md, {place.name}.csv, {place.name}.tex")
     if failed:
-        lines = "\n".join(f"  {plan}: {error}" for plan, error in failed.items())
+        lines = "\n".join(f"  {plan}: {_said(error)}" for plan, error in failed.items())
         raise SweepError(f"{len(failed)} of {len(planned)} runs failed; all others are kept, the same command goes on:\n{lines}")
     return table
 
@@ -100,22 +101,23 @@ class RunMaker:
     """Finds the finished run of a plan, or makes it.
 
     Args:
-        settings, files: of all runs. row_settings: by row, or by model. rows: those that will be asked for.
-        apart: a folder in `checkpoint_dir` for new runs, which are to stand in no table; None puts them into `checkpoint_dir`.
+        root: holds the run folders. settings, files: of all runs. row_settings: by row, or by model. rows: those that will be
+            asked for.
+        apart: a folder in `root` for new runs, which are to stand in no table; None puts them into `root`.
     Raises ValueError for rows and row settings that cannot be.
     """
 
     def __init__(
         self,
+        root: Path,
         settings: dict[str, Any],
         files: Sequence[str],
         row_settings: dict[str, dict],
         rows: Iterable[Row],
         apart: str | None = None,
     ):
-        self.files, self.row_settings = list(files), row_settings
-        self.root = Path(settings.get("checkpoint_dir") or read_yaml(props_folder() / "overall.yaml")["checkpoint_dir"])
-        self.settings = {**settings, "checkpoint_dir": str(self.root / (apart or ""))}
+        self.root, self.files, self.row_settings = root, list(files), row_settings
+        self.settings = {**settings, "checkpoint_dir": str(root / (apart or ""))}
         for row in rows:
             self._check(row)
             if row.starts_from_export and row.source is None and not settings.get("item_embeddings"):
@@ -148,8 +150,10 @@ class RunMaker:
             print(f"{ahead} {plan} ({_duration(spent)} so far{left})", flush=True)
             try:
                 outcome = self.make(plan)
-            except (ValueError, OSError, RuntimeError) as error:  # the other rows are worth having
-                print(f"{ahead} {plan} failed: {error}", flush=True)
+            except Exception as error:  # whatever it is, the other rows are worth having
+                if not isinstance(error, (ValueError, OSError, RuntimeError)):
+                    traceback.print_exc()
+                print(f"{ahead} {plan} failed: {_said(error)}", flush=True)
                 outcome = error
             ran += 1
             yield plan, outcome
@@ -176,7 +180,7 @@ class RunMaker:
         return found and _named(plan, found)
 
     def _identity(self, plan: Planned, settings: dict[str, Any]) -> str:
-        return fingerprint(make_config(plan.row.model, plan.dataset, self.files, settings))
+        return fingerprint(make_config(plan.row.model, plan.dataset, self.files, settings).as_dict())
 
     def _settings(self, plan: Planned, make: bool = True) -> dict[str, Any] | None:
         """The run's settings; what they rest on is made first, or without `make` must be there, else None."""
@@ -234,6 +238,19 @@ def listed(value: Any) -> list:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _said(error: Exception) -> str:
+    """One that is no message of ours, such as KeyError: 'x', does not say what it is."""
+    return str(error) if isinstance(error, (ValueError, OSError, RuntimeError)) else repr(error)
+
+
+def _numbers(key: str, value: Any) -> list[int]:
+    """`_listed` whole numbers. Raises ValueError for anything else."""
+    for entry in listed(value):
+        if isinstance(entry, bool) or not re.fullmatch(r"\d+", str(entry)):
+            raise ValueError(f"{key}: {entry!r} is no whole number; write --{key}=1,2,3")
+    return [int(entry) for entry in listed(value)]
 
 
 def _duration(seconds: float) -> str:

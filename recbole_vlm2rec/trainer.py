@@ -29,7 +29,7 @@ GEOMETRY_NEGATIVES = 10
 # What may change when a run is resumed: where it reads, writes and computes, and how long it goes on.
 FREE_KEYS = frozenset(
     "resume checkpoint_dir result_file data_path show_progress state gpu_id use_gpu device worker log_wandb wandb_project epochs "
-    "eval_batch_size feature_cache gradient_alignment_every".split()
+    "eval_batch_size feature_cache gradient_alignment_every row metric_decimal_place loss_decimal_place".split()
 )
 
 

@@ -74,7 +74,7 @@ def tune(settings: dict[str, Any], config_file_list: Sequence[str] = ()) -> Tune
     if unknown := [key for key in space if key not in config.final_config_dict]:
         raise TuningError(f"{_space_file(file, row.model)}: {row.model} does not read {', '.join(unknown)}")
     plan = Planned(row, config["dataset"], settings.pop("seed", config["seed"]))
-    maker = RunMaker(settings, config_file_list, {}, [row], apart=RUNS)
+    maker = RunMaker(Path(config["checkpoint_dir"]), settings, config_file_list, {}, [row], RUNS)
     trials: list[dict[str, Any]] = []
 
     def objective(params: dict[str, Any], _files) -> dict[str, Any]:

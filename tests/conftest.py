@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recbole_vlm2rec.prepare.minishop import generate
+
 
 def write_atomic(folder: Path, name: str, rows, items=None) -> Path:
     """Writes <folder>/<name>/<name>.inter from (user, item, time) rows and, given tokens, <name>.item; returns the folder."""
@@ -52,6 +54,14 @@ def toy(toy_folder, tmp_path_factory) -> dict:
         "show_progress": False,
         "use_gpu": False,
     }
+
+
+@pytest.fixture(scope="session")
+def shop_folder(tmp_path_factory) -> Path:
+    """A data_path with the data set `shop`: 100 users, 120 items, titles and pictures."""
+    folder = tmp_path_factory.mktemp("shops")
+    generate(folder, "shop", seed=11, users=100, items=120)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -82,7 +82,9 @@ class ProtocolDataset(Dataset):
             part.phase = phase
         if (count := self.config["train_users"]) is not None:
             users = parts[0].inter_feat[self.uid_field].numpy()
-            parts[0].inter_feat = parts[0].inter_feat[np.isin(users, _sample_users(users, count, self.config["seed"]))]
+            # Those of two interactions or more: whoever has a training row in every model.
+            trainable = np.flatnonzero(np.diff(self.histories.start) >= 2)
+            parts[0].inter_feat = parts[0].inter_feat[np.isin(users, _sample_users(trainable, count, self.config["seed"]))]
         return parts
 
     @cached_property
@@ -109,10 +111,9 @@ class ProtocolDataset(Dataset):
 
 def _sample_users(users: np.ndarray, count: int, seed: int) -> np.ndarray:
     """`count` of these users (few-shot); of one seed, a smaller sample lies within a larger one. Raises ValueError."""
-    distinct = np.unique(users)
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(distinct):
-        raise ValueError(f"train_users is {count!r}: give a number from 1 to {len(distinct)}, the users that can be trained on")
-    return np.random.default_rng(seed).permutation(distinct)[:count]
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(users):
+        raise ValueError(f"train_users is {count!r}: give a number from 1 to {len(users)}, the users that can be trained on")
+    return np.random.default_rng(seed).permutation(users)[:count]
 
 
 class VLM2RecDataset(ProtocolDataset, SequentialDataset):

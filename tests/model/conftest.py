@@ -1,4 +1,4 @@
-"""A small generated shop and settings under which each of our models trains in a few seconds."""
+"""Settings under which each of our models trains in a few seconds on a small generated shop."""
 
 from pathlib import Path
 
@@ -6,15 +6,6 @@ import numpy as np
 import pytest
 
 from recbole_vlm2rec import embeddings
-from recbole_vlm2rec.prepare.minishop import generate
-
-
-@pytest.fixture(scope="session")
-def shop_folder(tmp_path_factory) -> Path:
-    """A data_path with the data set `shop`: 100 users, 120 items, titles and pictures."""
-    folder = tmp_path_factory.mktemp("shops")
-    generate(folder, "shop", seed=11, users=100, items=120)
-    return folder
 
 
 @pytest.fixture(scope="session")
