@@ -123,7 +123,10 @@ class RunMaker:
             if row.starts_from_export and row.source is None and not settings.get("item_embeddings"):
                 raise ValueError(f"row {row}: name what its item embeddings come from, {row}@VLM2Rec say")
         for name, keys in row_settings.items():
-            self._check(Row.parse(name))  # it need not be asked for: one file may serve several comparisons
+            try:  # it need not be asked for: one file may serve several comparisons
+                self._check(Row.parse(name))
+            except ValueError as error:
+                raise ValueError(f"row_settings: {error}") from error
             if not isinstance(keys, dict):
                 raise ValueError(f"row_settings: {name} holds {keys!r}, where `key: value` lines are due")
         self._finished = {

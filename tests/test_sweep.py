@@ -139,7 +139,7 @@ def test_few_shot_rows(toy, tmp_path, ran):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"row_settings": {"BRP": {"embedding_size": 8}}}, "row_settings: there is no row 'BRP'; did you mean 'BPR'"),
+    ({"row_settings": {"BRP": {"embedding_size": 8}}}, "row_settings: there is no model 'BRP'; did you mean 'BPR'"),
     ({"row_settings": {"BPR": 8}}, "row_settings: BPR holds 8"),
     ({"model": "BPR,VLM2RecSASRec"}, "VLM2RecSASRec@VLM2Rec say"),
     ({"model": "BPR,VLM2RecSASRec@"}, "write MODEL, or MODEL@SOURCE"),
@@ -289,5 +289,5 @@ def test_the_command_says_what_failed(command, tmp_path, capsys):
 def test_the_command_refuses_in_one_line(command, tmp_path, capsys):
     assert command("--model=BPR,Pop", "--row_settings={BRP: {embedding_size: 8}}") == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: row_settings: there is no row 'BRP'; did you mean 'BPR'?") and error.count("\n") == 1
+    assert error.startswith("error: row_settings: there is no model 'BRP'; did you mean 'BPR'?") and error.count("\n") == 1
     assert not (tmp_path / "saved").exists()
