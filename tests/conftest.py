@@ -64,7 +64,7 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def words(tmp_path_factory):
+def word_tokenizer(tmp_path_factory):
     """A WordPiece tokenizer of the letters and a few words, with BERT's special tokens."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -80,7 +80,7 @@ def words(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_bert(words, tmp_path_factory) -> Path:
+def tiny_bert(word_tokenizer, tmp_path_factory) -> Path:
     """Folder of a BERT of random weights: hidden size 32, 2 layers, 64 positions."""
     import torch
     from transformers import BertConfig, BertModel
@@ -88,20 +88,26 @@ def tiny_bert(words, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_bert")
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=64, initializer_range=0.3, **shape)).save_pretrained(
-        folder
-    )
-    words.save_pretrained(folder)
+    BertModel(
+        BertConfig(vocab_size=len(word_tokenizer), max_position_embeddings=64, initializer_range=0.3, **shape)
+    ).save_pretrained(folder)
+    word_tokenizer.save_pretrained(folder)
     return folder
 
 
-def _image_text(folder: Path, words, family: str) -> Path:
+def _image_text(folder: Path, word_tokenizer, family: str) -> Path:
     import torch
     import transformers
 
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    text = {"vocab_size": len(words), "max_position_embeddings": 64, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    text = {
+        "vocab_size": len(word_tokenizer),
+        "max_position_embeddings": 64,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "pad_token_id": 0,
+    }
     vision = {**shape, "image_size": 32, "patch_size": 16}
     options = {"projection_dim": 24} if family == "CLIP" else {}
     config = getattr(transformers, f"{family}Config")(text_config={**shape, **text}, vision_config=vision, **options)
@@ -110,7 +116,7 @@ def _image_text(folder: Path, words, family: str) -> Path:
         if weight.ndim > 1:
             torch.nn.init.normal_(weight, std=0.2)
     model.save_pretrained(folder)
-    words.save_pretrained(folder)
+    word_tokenizer.save_pretrained(folder)
     size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}} if family == "CLIP" else {
         "size": {"height": 32, "width": 32}
     }  # fmt: skip
@@ -119,12 +125,12 @@ def _image_text(folder: Path, words, family: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_clip(words, tmp_path_factory) -> Path:
+def tiny_clip(word_tokenizer, tmp_path_factory) -> Path:
     """Folder of a CLIP of random weights: 32-pixel pictures, 24 dimensions."""
-    return _image_text(tmp_path_factory.mktemp("tiny_clip"), words, "CLIP")
+    return _image_text(tmp_path_factory.mktemp("tiny_clip"), word_tokenizer, "CLIP")
 
 
 @pytest.fixture(scope="session")
-def tiny_siglip(words, tmp_path_factory) -> Path:
+def tiny_siglip(word_tokenizer, tmp_path_factory) -> Path:
     """The same of a SigLIP, whose text tower reads the last position, padding or not."""
-    return _image_text(tmp_path_factory.mktemp("tiny_siglip"), words, "Siglip")
+    return _image_text(tmp_path_factory.mktemp("tiny_siglip"), word_tokenizer, "Siglip")
