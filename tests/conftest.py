@@ -64,7 +64,7 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def word_tokenizer(tmp_path_factory):
+def word_tokenizer():
     """A WordPiece tokenizer of the letters and a few words, with BERT's special tokens."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
