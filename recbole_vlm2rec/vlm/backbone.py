@@ -101,7 +101,7 @@ def load_pretrained(path_or_name: str, dtype: torch.dtype) -> tuple[nn.Module, o
     source = resolve_backbone(path_or_name)
     if path_or_name in SHIPPED:
         hf_logging.disable_progress_bar()  # a bar for 1.45 million parameters is noise
-    with loading(f"backbone {path_or_name!r}", f"or one of the shipped backbones: {', '.join(SHIPPED)}"):
+    with loading(f"backbone {path_or_name!r}", f", or one of the shipped backbones: {', '.join(SHIPPED)}"):
         tokenizer = AutoTokenizer.from_pretrained(source)
         model, report = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
         processor = AutoImageProcessor.from_pretrained(source, backend="pil") if has_eyes(model) else None
@@ -125,7 +125,7 @@ def load_pretrained(path_or_name: str, dtype: torch.dtype) -> tuple[nn.Module, o
 def loading(what: str, alternative: str = "") -> Iterator[None]:
     """Hugging Face's loaders inside it are quiet, and what they raise is a BackboneError that names `what` and says what to give.
 
-    Quiet, because whoever loads judges the loading report in words of their own. `alternative` closes the sentence.
+    Quiet, because whoever loads judges the loading report in words of their own. `alternative` ends the sentence.
     """
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
@@ -135,9 +135,7 @@ def loading(what: str, alternative: str = "") -> Iterator[None]:
         raise BackboneError(
             f"{what} cannot be loaded: {str(error).strip().splitlines()[0]}\n"
             f"Give the name of a model on the Hugging Face hub that this machine can reach (hf download NAME "
-            f"fetches it beforehand), a folder holding config.json, *.safetensors, tokenizer and preprocessor files, "
-            f"{alternative}".rstrip(", ")
-            + "."
+            f"fetches it beforehand), or a folder holding config.json, *.safetensors, tokenizer and preprocessor files{alternative}."
         ) from error
     finally:
         hf_logging.set_verbosity(verbosity)
