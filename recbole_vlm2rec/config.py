@@ -95,7 +95,7 @@ class Config(RecBoleConfig):
             settings.update(_optional(ours / "model" / f"{name}.yaml"))
         settings.pop("extends", None)  # of a row: what `registry.get_model` has read
         dataset_settings = _optional(ours / "dataset" / f"{dataset}.yaml")
-        if "backbone" not in settings:
+        if not settings.get("backbone"):
             # A data set's backbone concerns the models that have one.
             dataset_settings.pop("backbone", None)
         settings.update(dataset_settings)

@@ -78,7 +78,13 @@ def _unchanged(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings with those of the encoder in `checkpoint`, which is used as it is. Raises ValueError where they differ."""
     from recbole_vlm2rec.vlm.checkpoint import read_description
 
-    encoder = dict(read_description(settings["checkpoint"])["encoder"])
+    description = read_description(settings["checkpoint"])
+    encoder = dict(description["encoder"])
+    if "kind" in encoder:
+        raise ValueError(
+            f"{settings['checkpoint']} is a run of {description['model']}, whose encoder is pretrained and never trained: leave "
+            f"--checkpoint out and run --model={description['model']}"
+        )
     lora = encoder.pop("lora") or {}
     fixed = {**encoder, **{f"lora_{name}": value for name, value in lora.items()}, "objective": "none"}
     for key in fixed.keys() & settings.keys():

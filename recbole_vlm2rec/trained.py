@@ -16,9 +16,10 @@ import torch
 
 from recbole_vlm2rec.embeddings import EmbeddingsError, ItemEmbeddings
 from recbole_vlm2rec.vlm.backbone import native_bfloat16
-from recbole_vlm2rec.vlm.checkpoint import ADAPTER, checkpoint_folder, load_encoder, read_description
+from recbole_vlm2rec.vlm.checkpoint import ADAPTER, checkpoint_folder, items_of, load_encoder, read_description
 from recbole_vlm2rec.vlm.encoder import VLMEncoder
 from recbole_vlm2rec.vlm.fusion import ItemEncoder
+from recbole_vlm2rec.vlm.pooled import POOLED, PooledEncoder
 from recbole_vlm2rec.vlm.prompts import IMAGE_INSTRUCTION, INTERLEAVED_INSTRUCTION, TEXT_INSTRUCTION
 
 # What decides on an item's vector besides its title and picture; the arithmetic (dtype) only rounds it.
@@ -53,15 +54,17 @@ class Trained:
         return "image" in self.settings["modalities"]
 
     @cached_property
-    def encoder(self) -> VLMEncoder:
+    def encoder(self) -> VLMEncoder | PooledEncoder:
         encoder = load_encoder(self.folder, self.device, self.dtype)
-        if self.dtype == torch.float32:  # rounded to bfloat16, the sum would lose the smallest of what was learnt
+        if (
+            encoder.peft is not None and self.dtype == torch.float32
+        ):  # rounded to bfloat16, the sum would lose the smallest of what was learnt
             encoder.backbone.merge_lora()
         return encoder
 
     def items(self, titles: Sequence[str], pictures: Sequence[Path | None]) -> ItemEncoder:
         """The encoder over these items; their numbers are their places."""
-        return ItemEncoder(self.encoder, titles, pictures, self.settings["fusion"], self.settings["modalities"])
+        return items_of(self.encoder, self.settings, titles, pictures)
 
     def open_store(self, feature_cache: str | Path | None = None) -> None:
         """Visual tokens are read from `feature_cache` and kept there; default `features/` beside the run folder; `none`: not."""
@@ -71,7 +74,6 @@ class Trained:
     def manifest(self, catalog: str) -> dict:
         """What an export of the items of a catalogue with this hash says of itself."""
         adapter = self.folder / ADAPTER
-        external = self.settings["fusion"] == "external"
         return {
             "dataset": self.dataset,
             "catalog": catalog,
@@ -80,11 +82,17 @@ class Trained:
             "trained_on": self.description["dataset"],
             "encoder": self.settings,
             # Of the hub; None for a local folder.
-            "revision": getattr(self.encoder.backbone.model.config, "_commit_hash", None),
+            "revision": getattr(self.encoder.model.config, "_commit_hash", None),
             "adapter_sha256": hashlib.sha256(adapter.read_bytes()).hexdigest() if adapter.is_file() else None,
-            "prompts": [TEXT_INSTRUCTION, IMAGE_INSTRUCTION] if external else [INTERLEAVED_INSTRUCTION],
+            "prompts": self._prompts,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
+
+    @property
+    def _prompts(self) -> list[str]:
+        if self.settings.get("kind") == POOLED:
+            return []
+        return [TEXT_INSTRUCTION, IMAGE_INSTRUCTION] if self.settings["fusion"] == "external" else [INTERLEAVED_INSTRUCTION]
 
     def own(self, export: ItemEmbeddings, item_ids: Sequence[str], catalog: str) -> ItemEmbeddings:
         """The export's rows of these items, which are the data set's, in their order.

@@ -7,7 +7,6 @@ evaluation.ProtocolMixin.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -196,12 +195,11 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
 
     def _save(self, folder: Path, epoch: int, state: dict[str, torch.Tensor] | None = None) -> None:
         config, model = self.config, self.model
-        settings = ("backbone", "max_visual_tokens", "max_title_tokens", "fusion", "modalities")
         description = {
             "model": config["model"],
             "dataset": config["dataset"],
             "data_path": str(config["data_path"]),
-            "encoder": {name: config[name] for name in settings} | {"lora": asdict(model.lora) if model.lora else None},
+            "encoder": model.encoder_settings(config),
             "progress": {
                 "epoch": epoch,
                 "cur_step": self.cur_step,

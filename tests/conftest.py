@@ -71,3 +71,76 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("RECBOLE_VLM2REC_REAL_DATA names no folder of real data sets")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer():
+    """A WordPiece tokenizer of the letters and a few words, with BERT's special tokens."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789,.-&"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{letter}" for letter in letters), "red", "blue", "mug", "lamp"]
+    made = Tokenizer(models.WordPiece({piece: number for number, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=64, **special)
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(word_tokenizer, tmp_path_factory) -> Path:
+    """Folder of a BERT of random weights: hidden size 32, 2 layers, 64 positions."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("tiny_bert")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(
+        BertConfig(vocab_size=len(word_tokenizer), max_position_embeddings=64, initializer_range=0.3, **shape)
+    ).save_pretrained(folder)
+    word_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _image_text(folder: Path, word_tokenizer, family: str) -> Path:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    text = {
+        "vocab_size": len(word_tokenizer),
+        "max_position_embeddings": 64,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "pad_token_id": 0,
+    }
+    vision = {**shape, "image_size": 32, "patch_size": 16}
+    options = {"projection_dim": 24} if family == "CLIP" else {}
+    config = getattr(transformers, f"{family}Config")(text_config={**shape, **text}, vision_config=vision, **options)
+    model = getattr(transformers, f"{family}Model")(config)
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.2)
+    model.save_pretrained(folder)
+    word_tokenizer.save_pretrained(folder)
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}} if family == "CLIP" else {
+        "size": {"height": 32, "width": 32}
+    }  # fmt: skip
+    getattr(transformers, f"{family}ImageProcessorPil")(**size).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(word_tokenizer, tmp_path_factory) -> Path:
+    """Folder of a CLIP of random weights: 32-pixel pictures, 24 dimensions."""
+    return _image_text(tmp_path_factory.mktemp("tiny_clip"), word_tokenizer, "CLIP")
+
+
+@pytest.fixture(scope="session")
+def tiny_siglip(word_tokenizer, tmp_path_factory) -> Path:
+    """The same of a SigLIP, whose text tower reads the last position, padding or not."""
+    return _image_text(tmp_path_factory.mktemp("tiny_siglip"), word_tokenizer, "Siglip")

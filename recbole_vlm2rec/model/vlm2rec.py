@@ -6,6 +6,7 @@ Imports recbole (the abstract model), vlm, objectives and analysis. One encoder 
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,9 +19,10 @@ from tqdm import tqdm
 from recbole_vlm2rec import objectives
 from recbole_vlm2rec.analysis.gradients import alignment, dropout_off
 from recbole_vlm2rec.vlm.backbone import Lora, native_bfloat16
-from recbole_vlm2rec.vlm.checkpoint import load_adapter, load_penalty, read_description
+from recbole_vlm2rec.vlm.checkpoint import items_of, load_adapter, load_penalty, read_description
 from recbole_vlm2rec.vlm.encoder import VLMEncoder
-from recbole_vlm2rec.vlm.fusion import ItemEncoder, Vectors
+from recbole_vlm2rec.vlm.fusion import Vectors
+from recbole_vlm2rec.vlm.pooled import PooledEncoder
 
 OBJECTIVE_TERMS = ("wpcl", "sft", "crtr")
 ITEM_BATCH = 256
@@ -51,20 +53,12 @@ class VLM2Rec(SequentialRecommender):
         tokens = dataset.id2token(dataset.iid_field, range(1, self.n_items))
         source = config["checkpoint"]
         self.lora = _lora(config) if self.terms or (source and read_description(source)["encoder"]["lora"]) else None
-        encoder = VLMEncoder.from_pretrained(
-            config["backbone"],
-            max_visual_tokens=config["max_visual_tokens"],
-            lora=self.lora,
-            dtype=_dtype(config["dtype"], self.device),
-            device=self.device,
-            token_budget=config["token_budget"],
-            max_title_tokens=config["max_title_tokens"],
-        )
+        encoder = self.load_encoder(config)
         # Row 0 is RecBole's padding item; no history and no candidate list ever holds it.
         catalog = dataset.title_catalog if config["modalities"] == "text" else dataset.catalog
         titles = [None, *map(catalog.title, tokens)]
         pictures = [None, *map(catalog.image, tokens)]
-        self.items = ItemEncoder(encoder, titles, pictures, config["fusion"], config["modalities"])
+        self.items = items_of(encoder, config, titles, pictures)
         if not self.items.apart and {"wpcl", "crtr"} & set(self.terms):
             raise ValueError(
                 f"objective {config['objective']} compares text with image embeddings: it needs fusion: external and modalities: "
@@ -83,7 +77,7 @@ class VLM2Rec(SequentialRecommender):
             raise ValueError(f"gradcache_size is {self.gradcache_size}: give a number of sequences, or null")
         if (checkpointing := config["gradient_checkpointing"]) not in (True, False, "auto"):
             raise ValueError(f"gradient_checkpointing is {checkpointing!r}: use auto, True or False")
-        if checkpointing and not self.gradcache_size:  # each costs a forward, and either is enough
+        if self.terms and checkpointing and not self.gradcache_size:  # each costs a forward, and either is enough
             encoder.backbone.checkpoint_activations(as_needed=checkpointing == "auto")
         # In bf16 these two would never move: they stay in fp32 whatever the backbone's type (METHOD section 3).
         self.alpha = nn.Parameter(torch.tensor(float(config["alpha_init"])), requires_grad="wpcl" in self.terms)
@@ -99,6 +93,23 @@ class VLM2Rec(SequentialRecommender):
         self.statistics: dict[str, Tensor] = {}
         self.embedding_seconds: float | None = None  # what all items took when they were encoded last
         self.forget()
+
+    def load_encoder(self, config) -> VLMEncoder | PooledEncoder:
+        """The pretrained encoder on the model's device, with fresh LoRA weights if there shall be any."""
+        return VLMEncoder.from_pretrained(
+            config["backbone"],
+            max_visual_tokens=config["max_visual_tokens"],
+            lora=self.lora,
+            dtype=arithmetic(config["dtype"], self.device),
+            device=self.device,
+            token_budget=config["token_budget"],
+            max_title_tokens=config["max_title_tokens"],
+        )
+
+    def encoder_settings(self, config) -> dict:
+        """What `vlm.checkpoint` builds the encoder from again; part of the checkpoint."""
+        names = ("backbone", "max_visual_tokens", "max_title_tokens", "fusion", "modalities")
+        return {name: config[name] for name in names} | {"lora": asdict(self.lora) if self.lora else None}
 
     def calculate_loss(self, interaction) -> Tensor:
         """The configured objective over a batch of (history, target) rows; scalar."""
@@ -211,7 +222,8 @@ def _lora(config) -> Lora:
     )
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def arithmetic(name: str, device: torch.device) -> torch.dtype:
+    """The type that the key `dtype` names. Raises ValueError for another."""
     if name == "auto":
         return torch.bfloat16 if native_bfloat16(device) else torch.float32
     if name not in ("float32", "bfloat16"):

@@ -101,22 +101,10 @@ def load_pretrained(path_or_name: str, dtype: torch.dtype) -> tuple[nn.Module, o
     source = resolve_backbone(path_or_name)
     if path_or_name in SHIPPED:
         hf_logging.disable_progress_bar()  # a bar for 1.45 million parameters is noise
-    verbosity = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # the loading report is judged below, in our own words
-    try:
+    with loading(f"backbone {path_or_name!r}", f", or one of the shipped backbones: {', '.join(SHIPPED)}"):
         tokenizer = AutoTokenizer.from_pretrained(source)
         model, report = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
         processor = AutoImageProcessor.from_pretrained(source, backend="pil") if has_eyes(model) else None
-    except (OSError, ValueError, ImportError) as error:
-        raise BackboneError(
-            f"backbone {path_or_name!r} cannot be loaded: {str(error).strip().splitlines()[0]}\n"
-            f"Give the name of a model on the Hugging Face hub that this machine can reach (hf download NAME "
-            f"fetches it beforehand), a folder holding config.json, *.safetensors, tokenizer and preprocessor files, "
-            f"or one of the shipped backbones: {', '.join(SHIPPED)}."
-        ) from error
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        hf_logging.enable_progress_bar()
     if processor is not None and model.config.model_type not in PICTURE_MARKS:
         raise BackboneError(
             f"backbone {path_or_name!r} is of the family {model.config.model_type!r}; families whose pictures can be read: "
@@ -131,6 +119,27 @@ def load_pretrained(path_or_name: str, dtype: torch.dtype) -> tuple[nn.Module, o
             f"missing {missing[:3]}, unexpected {unexpected[:3]}. Is the folder complete, and is transformers recent enough?"
         )
     return model, tokenizer, processor
+
+
+@contextmanager
+def loading(what: str, alternative: str = "") -> Iterator[None]:
+    """Hugging Face's loaders inside it are quiet, and what they raise is a BackboneError that names `what` and says what to give.
+
+    Quiet, because whoever loads judges the loading report in words of their own. `alternative` ends the sentence.
+    """
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        raise BackboneError(
+            f"{what} cannot be loaded: {str(error).strip().splitlines()[0]}\n"
+            f"Give the name of a model on the Hugging Face hub that this machine can reach (hf download NAME "
+            f"fetches it beforehand), or a folder holding config.json, *.safetensors, tokenizer and preprocessor files{alternative}."
+        ) from error
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        hf_logging.enable_progress_bar()
 
 
 def has_eyes(model: nn.Module) -> bool:
@@ -292,7 +301,7 @@ class Backbone(nn.Module):
         """The processor's tensors for these pictures, on the device, as far as the vision tower takes them."""
         try:
             # Each picture in a list of its own: Idefics' processors would take a flat list for one sample's pictures.
-            batch = self.processor(images=[[_open_rgb(picture)] for picture in pictures], return_tensors="pt")
+            batch = self.processor(images=[[open_rgb(picture)] for picture in pictures], return_tensors="pt")
         except ValueError as error:
             names = ", ".join(map(str, pictures[:3]))
             raise BackboneError(f"the picture processor refuses one of {names}…: {error}") from error
@@ -382,7 +391,7 @@ def assert_language_only(model: nn.Module, decoder_name: str) -> None:
         )
 
 
-def _open_rgb(picture: Path | Image.Image) -> Image.Image:
+def open_rgb(picture: Path | Image.Image) -> Image.Image:
     if isinstance(picture, Image.Image):
         return picture.convert("RGB")
     try:

@@ -1,6 +1,6 @@
 """Checkpoint folders: a standard PEFT adapter, our scalars, and what is needed to build the same encoder again.
 
-Imports torch, peft, safetensors and the encoder only. The backbone's own weights are never written; no pickle is read.
+Imports torch, peft, safetensors and the encoders only. The backbone's own weights are never written; no pickle is read.
 
     adapter_config.json, adapter_model.safetensors   what `PeftModel.from_pretrained(AutoModel…, folder)` opens
     penalty.safetensors                              alpha and beta of eq. 9
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +23,8 @@ from torch import Tensor
 
 from recbole_vlm2rec.vlm.backbone import Lora
 from recbole_vlm2rec.vlm.encoder import VLMEncoder
+from recbole_vlm2rec.vlm.fusion import ItemEncoder
+from recbole_vlm2rec.vlm.pooled import POOLED, PooledEncoder, PooledItemEncoder
 
 DESCRIPTION, ADAPTER, PENALTY, STATE = (
     "checkpoint.json", "adapter_model.safetensors", "penalty.safetensors", "training_state.safetensors"
@@ -35,7 +37,7 @@ class CheckpointError(ValueError):
 
 def save_checkpoint(
     folder: Path,
-    encoder: VLMEncoder,
+    encoder: VLMEncoder | PooledEncoder,
     penalty: Mapping[str, Tensor],
     description: Mapping,
     state: Mapping[str, Tensor] | None = None,
@@ -44,8 +46,8 @@ def save_checkpoint(
     draft = folder.with_name(folder.name + ".draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    if encoder.backbone.peft is not None:
-        encoder.backbone.peft.save_pretrained(str(draft), save_embedding_layers=False)  # "auto" would ask the hub each time
+    if encoder.peft is not None:
+        encoder.peft.save_pretrained(str(draft), save_embedding_layers=False)  # "auto" would ask the hub each time
     save_file({name: value.detach().cpu().clone() for name, value in penalty.items()}, draft / PENALTY)
     (draft / DESCRIPTION).write_text(json.dumps(dict(description), indent=2), encoding="utf-8")
     if state is not None:
@@ -72,9 +74,9 @@ def checkpoint_folder(folder: Path) -> Path:
     raise CheckpointError(f"{folder} is no checkpoint: neither it nor its checkpoint/ holds a {DESCRIPTION}")
 
 
-def load_adapter(folder: Path, encoder: VLMEncoder) -> None:
+def load_adapter(folder: Path, encoder: VLMEncoder | PooledEncoder) -> None:
     """Puts the folder's LoRA weights into the encoder. Raises CheckpointError if they do not fit it exactly."""
-    peft = encoder.backbone.peft
+    peft = encoder.peft
     path = checkpoint_folder(folder) / ADAPTER
     if peft is None:
         if path.exists():
@@ -99,9 +101,19 @@ def load_penalty(folder: Path) -> dict[str, Tensor]:
     return load_file(checkpoint_folder(folder) / PENALTY)
 
 
-def load_encoder(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> VLMEncoder:
+def load_encoder(
+    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> VLMEncoder | PooledEncoder:
     """The encoder that the checkpoint describes, with its adapter in place and evaluation mode set."""
     settings = read_description(folder)["encoder"]
+    if settings.get("kind") == POOLED:
+        return PooledEncoder.from_pretrained(
+            settings["item_encoder"],
+            settings["pooling"],
+            max_title_tokens=settings["max_title_tokens"],
+            dtype=dtype,
+            device=device,
+        ).eval()
     lora = Lora(**{**settings["lora"], "targets": tuple(settings["lora"]["targets"])}) if settings["lora"] else None
     encoder = VLMEncoder.from_pretrained(
         settings["backbone"],
@@ -113,3 +125,11 @@ def load_encoder(folder: Path, device: torch.device | str = "cpu", dtype: torch.
     )
     load_adapter(folder, encoder)
     return encoder.eval()
+
+
+def items_of(
+    encoder: VLMEncoder | PooledEncoder, settings: Mapping, titles: Sequence[str], pictures: Sequence[Path | None]
+) -> ItemEncoder:
+    """The encoder over these items, by the settings that `load_encoder` has built it from."""
+    kind = PooledItemEncoder if isinstance(encoder, PooledEncoder) else ItemEncoder
+    return kind(encoder, titles, pictures, settings["fusion"], settings["modalities"])

@@ -95,6 +95,20 @@ class VLMEncoder(nn.Module):
     def hidden_size(self) -> int:
         return self.backbone.hidden_size
 
+    @property
+    def model(self) -> nn.Module:
+        """The Hugging Face model."""
+        return self.backbone.model
+
+    @property
+    def peft(self) -> nn.Module | None:
+        """The model with its LoRA adapters; None without."""
+        return self.backbone.peft
+
+    @property
+    def reads_pictures(self) -> bool:
+        return self.backbone.processor is not None
+
     def encode_text(self, sequences: Sequence[Sequence[str]]) -> Tensor:
         """[B, d] from B sequences of titles, oldest first."""
         return self.encode([text_prompt([self._clip_title(title) for title in titles]) for titles in sequences])
@@ -141,7 +155,7 @@ class VLMEncoder(nn.Module):
         """Rows that share a forward: as many as the budget takes where they are packed, else of like length."""
         if self.backbone.packs:
             return _packs(lengths, self.token_budget)
-        return _length_groups(lengths, self.token_budget, waste=0.25 if self.pad else 0.0)
+        return length_groups(lengths, self.token_budget, waste=0.25 if self.pad else 0.0)
 
     def _hidden_at(self, places: list[tuple[int, int]], ids: list[list[int]], pictures: Sequence[PictureFeatures]) -> Tensor:
         """[len(places), d]: hidden states at (row, token) of one padded forward over `ids`."""
@@ -223,7 +237,7 @@ def _packs(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
         yield group
 
 
-def _length_groups(lengths: Sequence[int], token_budget: int, waste: float = 0.25) -> Iterator[list[int]]:
+def length_groups(lengths: Sequence[int], token_budget: int, waste: float = 0.25) -> Iterator[list[int]]:
     """Rows in groups of like length: at most `token_budget` padded tokens, none shorter than (1 - waste) of the longest."""
     group: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):

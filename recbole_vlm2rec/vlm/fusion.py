@@ -65,8 +65,8 @@ class ItemEncoder(nn.Module):
             raise ValueError(
                 f"fusion internal reads titles and pictures in one prompt; modalities {modalities} has no use for it"
             )
-        if modalities != "text" and encoder.backbone.processor is None:
-            family = encoder.backbone.model.config.model_type
+        if modalities != "text" and not encoder.reads_pictures:
+            family = encoder.model.config.model_type
             raise ValueError(
                 f"the backbone's family, {family!r}, reads text alone; modalities: text (and objective sft or none) suit it"
             )

@@ -20,7 +20,7 @@ def export_folder(shop_folder, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def settings(shop_folder, export_folder, tmp_path):
+def settings(shop_folder, export_folder, tiny_bert, tmp_path):
     """config_dict by model name."""
     common = {
         "data_path": str(shop_folder),
@@ -41,6 +41,7 @@ def settings(shop_folder, export_folder, tmp_path):
             "learning_rate": 2e-3,
             "lora_dropout": 0.0,
         },
+        "ItemLevel": {**common, "item_encoder": str(tiny_bert)},
         "VLM2RecSASRec": {**common, **downstream},
         "VLM2RecGRU4Rec": {**common, **downstream},
     }

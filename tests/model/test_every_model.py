@@ -1,4 +1,5 @@
-"""What every model class of ours must do: learn, save, come back with the same scores, and repeat itself under one seed."""
+"""What every model class of ours must do: save, come back with the same scores, and repeat itself under one seed; and learn, if
+it is trained at all."""
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from recbole_vlm2rec.quick_start import prepare, run
 from recbole_vlm2rec.registry import get_model, get_trainer
 
 MODELS = ("VLM2Rec", "VLM2RecSASRec", "VLM2RecGRU4Rec")
+UNTRAINED = ("ItemLevel",)
 
 
 def build(model, settings):
@@ -40,7 +42,7 @@ def test_trains_saves_and_comes_back(name, settings):
     assert (trainer.ranks["test"] == ranks).all()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MODELS + UNTRAINED)
 def test_predict_agrees_with_full_sort_predict(name, settings):
     _, network, trainer, (_, valid, _) = build(name, settings[name])
     network.eval()
@@ -61,3 +63,12 @@ def test_one_seed_one_result(name, settings):
     other = run(name, config_dict={**settings[name], "epochs": 1, "seed": 7, "candidate_seed": 2026})
     assert other["test"] != one["test"] or other["valid"] != one["valid"]
     assert other["candidates"] == one["candidates"]
+
+
+@pytest.mark.parametrize("name", UNTRAINED)
+def test_what_is_not_trained_comes_back_and_repeats_itself_under_any_seed(name, settings):
+    _, _, trainer, (train, valid, test) = build(name, settings[name])
+    trainer.fit(train, valid, verbose=False)
+    results = [trainer.evaluate(test, load_best_model=load) for load in (False, True)]
+    result = run(name, config_dict={**settings[name], "seed": 7, "candidate_seed": 2026})
+    assert trainer.train_loss_dict == {} and results == [result["test"]] * 2

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from recbole_vlm2rec.vlm.backbone import BackboneError, Lora, assert_language_only
-from recbole_vlm2rec.vlm.encoder import VLMEncoder, _length_groups, longest_extensions
+from recbole_vlm2rec.vlm.encoder import VLMEncoder, length_groups, longest_extensions
 
 TITLES = ["rustic bamboo travel mug", "Ça brûle! 100% (日本語) 🎬", "a", "modern cotton office shirt", "Jumanji (1995)", "12"]
 SEQUENCES = [[0, 1, 2], [3], [5, 4, 3, 2, 1, 0], [2, 2], [1], [4, 0]]
@@ -198,9 +198,9 @@ def test_an_unreadable_picture_is_named(both, tmp_path):
         both[0].encode_images([[broken]])
 
 
-def test_length_groups_cover_every_row_within_the_budget():
+def testlength_groups_cover_every_row_within_the_budget():
     lengths = [5, 100, 7, 96, 6, 40, 300]
-    groups = list(_length_groups(lengths, token_budget=200))
+    groups = list(length_groups(lengths, token_budget=200))
     assert sorted(row for group in groups for row in group) == list(range(7))
     # 300 alone (beyond the budget), 100 and 96 share (2 x 100 = 200), 40 alone, 7 and 6 share, 5 is under three quarters of 7.
     assert groups == [[6], [1, 3], [5], [2, 4], [0]]
