@@ -134,8 +134,8 @@ def loading(what: str, alternative: str = "") -> Iterator[None]:
     except (OSError, ValueError, ImportError) as error:
         raise BackboneError(
             f"{what} cannot be loaded: {str(error).strip().splitlines()[0]}\n"
-            f"Give the name of a model on the Hugging Face hub that this machine can reach (hf download NAME "
-            f"fetches it beforehand), or a folder holding config.json, *.safetensors, tokenizer and preprocessor files{alternative}."
+            f"Give the name of a model on the Hugging Face hub that this machine can reach (hf download NAME fetches "
+            f"it beforehand), or a folder holding config.json, *.safetensors, tokenizer and preprocessor files{alternative}."
         ) from error
     finally:
         hf_logging.set_verbosity(verbosity)
