@@ -22,7 +22,7 @@ class ItemLevel(VLM2Rec):
         if not config["item_encoder"]:
             raise ValueError(
                 "item_encoder is not set: name an encoder on the Hugging Face hub or its folder, "
-                "--item_encoder=google-bert/bert-base-uncased say"
+                "--item_encoder=google-bert/bert-large-uncased say"
             )
         if self.terms or config["checkpoint"]:
             key = "objective" if self.terms else "checkpoint"
