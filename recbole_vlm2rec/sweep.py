@@ -25,7 +25,7 @@ from recbole_vlm2rec.report.runs import RESULT, STARTED, FinishedRun, RunError, 
 from recbole_vlm2rec.report.tables import ResultTable, result_table
 from recbole_vlm2rec.rows import Row
 
-# What the command takes beside the keys of a run. `train_users` is a key; several of them are several rows.
+# What the command takes beside the keys of a run. `train_users` and `backbone` are keys; several of them are several rows.
 OWN_KEYS = ("seeds", "row_settings", "table")
 
 
@@ -41,11 +41,13 @@ class Planned:
     dataset: str
     seed: int
     train_users: int | None = None
+    backbone: str | None = None
 
     @property
     def name(self) -> str:
         """The row's name in tables."""
-        return str(self.row) if self.train_users is None else f"{self.row} ({self.train_users} users)"
+        users = "" if self.train_users is None else f" ({self.train_users} users)"
+        return str(self.row) + users + ("" if self.backbone is None else f" on {Path(self.backbone).name}")
 
     def __str__(self) -> str:
         return f"{self.name} on {self.dataset}, seed {self.seed}"
@@ -53,7 +55,7 @@ class Planned:
 
 def is_sweep(settings: dict[str, Any]) -> bool:
     """Whether a command line names several runs, or a row that is more than a model."""
-    several = any(len(listed(settings.get(key))) > 1 for key in ("model", "dataset", "train_users"))
+    several = any(len(listed(settings.get(key))) > 1 for key in ("model", "dataset", "train_users", "backbone"))
     return several or any(key in settings for key in OWN_KEYS) or "@" in (settings.get("model") or "")
 
 
@@ -61,8 +63,8 @@ def sweep(settings: dict[str, Any], config_file_list: Sequence[str] = ()) -> Res
     """Runs what is missing, then writes and prints the table over exactly these runs.
 
     Args:
-        settings: keys of a run. `model`, `dataset` and `train_users` may list several (`A,B,C`, or a list), and three more:
-            `seeds` (default: the one of `seed`), `row_settings` (`{row or model: {key: value}}` or a yaml file of that; they
+        settings: keys of a run. `model`, `dataset`, `train_users` (few-shot) and `backbone` (for the rows that have one) may list
+            several (`A,B,C`, or a list), and three more: `seeds` (default: the one of `seed`), `row_settings` (`{row or model: {key: value}}` or a yaml file of that; they
             win in these rows alone) and `table` (where to write, without suffix; default `<checkpoint_dir>/table`).
         config_file_list: yaml files for all runs.
     Raises ValueError for what cannot be planned, before anything runs; SweepError at the end where runs failed.
@@ -72,11 +74,21 @@ def sweep(settings: dict[str, Any], config_file_list: Sequence[str] = ()) -> Res
     rows = [Row.parse(name) for name in listed(settings.pop("model", None)) or ["VLM2Rec"]]
     datasets = listed(settings.pop("dataset", None)) or ["minishop"]
     users = _numbers("train_users", settings.pop("train_users", None)) or [None]
+    backbones = [None]
+    if len(listed(settings.get("backbone"))) > 1:
+        backbones = listed(settings.pop("backbone"))
     common = make_config(rows[0].model, datasets[0], list(config_file_list), settings)
     seeds = _numbers("seeds", seeds) or [common["seed"]]
     row_settings = file if isinstance(file, dict) else read_yaml(file) if file else {}
     maker = RunMaker(Path(common["checkpoint_dir"]), settings, config_file_list, row_settings, rows)
-    planned = [Planned(row, dataset, seed, count) for dataset in datasets for row in rows for count in users for seed in seeds]
+    planned = [
+        Planned(row, dataset, seed, count, backbone)
+        for dataset in datasets
+        for row in rows
+        for backbone in (backbones if getattr(get_model(row.embedder), "reads_checkpoints", False) else [None])
+        for count in users
+        for seed in seeds
+    ]
     finished, failed = [], {}
     for plan, outcome in maker.make_all(planned):
         if isinstance(outcome, FinishedRun):
@@ -192,12 +204,14 @@ class RunMaker:
         settings = {**self.settings, **mine, "seed": plan.seed, "row": plan.name}
         if plan.train_users is not None:
             settings["train_users"] = plan.train_users
+        if plan.backbone is not None and not row.starts_from_export:
+            settings["backbone"] = plan.backbone
         if row.source is None:
             return settings
         if row.starts_from_export:
-            behind = Planned(Row.parse(row.source), plan.dataset, plan.seed, plan.train_users)
+            behind = replace(plan, row=Row.parse(row.source))
         else:
-            behind = Planned(Row(row.model), row.source, plan.seed, plan.train_users)
+            behind = replace(plan, row=Row(row.model), dataset=row.source)
         source = self.make(behind) if make else self._known(behind)
         if source is None:
             return None

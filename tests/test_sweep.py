@@ -291,3 +291,18 @@ def test_the_command_refuses_with_status_2(command, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: row_settings: there is no model 'BRP'; did you mean 'BPR'?")
     assert not (tmp_path / "saved").exists()
+
+
+def test_several_backbones_are_rows_of_the_models_that_have_one(toy, tmp_path, monkeypatch):
+    planned = []
+
+    def note(self, plans):
+        planned.extend(plans)
+        return iter(())
+
+    monkeypatch.setattr("recbole_vlm2rec.sweep.RunMaker.make_all", note)
+    models = "BPR,VLMSFT,VLM2RecSASRec@VLMSFT"
+    sweep({**toy, "model": models, "dataset": "toy", "backbone": "tiny,models/other", "checkpoint_dir": str(tmp_path)})
+    names = ["BPR", "VLMSFT on tiny", "VLMSFT on other", "VLM2RecSASRec@VLMSFT on tiny", "VLM2RecSASRec@VLMSFT on other"]
+    assert [plan.name for plan in planned] == names
+    assert [plan.backbone for plan in planned] == [None, "tiny", "models/other"] + ["tiny", "models/other"]

@@ -80,6 +80,7 @@ def _figures(
 ) -> Iterator[dict]:
     """{"id", "heading", "caption", "data", "table"} of every figure that there is something to draw for."""
     kinds: list[tuple[str, str, Callable]] = [
+        ("Test results", f"Test {title(metric)}, mean and deviation over seeds.", lambda rows: plots.result_bars(rows, metric)),
         ("Learning curves", f"Validation {title(metric)} after each epoch.", lambda rows: plots.learning_curves(rows, metric)),
         (
             "Modality dropout",

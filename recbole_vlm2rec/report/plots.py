@@ -15,6 +15,7 @@ import numpy as np
 from recbole_vlm2rec.report.cold_start_table import ColdStartRow
 from recbole_vlm2rec.report.diagnostics import ASKING
 from recbole_vlm2rec.report.runs import FinishedRun
+from recbole_vlm2rec.report.selection import read_gains
 from recbole_vlm2rec.report.table_text import title
 
 # Okabe and Ito's eight, told apart with any colour vision; text, image and fused keep theirs everywhere.
@@ -48,6 +49,21 @@ def tuning_process(model: str, scores: Sequence[float], params: Sequence[str]):
     trials = [str(number) for number in range(1, len(scores) + 1)]
     trace = go.Scatter(x=trials, y=list(scores), text=list(params), mode="lines+markers", name=f"{model} tuning process")
     return go.Figure(trace, _layout("Tuning", "trial", "validation score", showlegend=True))
+
+
+def result_bars(rows: BySeed, metric: str = "ndcg@20"):
+    """Test metric of each row, mean over seeds with the sample standard deviation where there are two or more."""
+    go = _go()
+    values = {row: [read_gains(run, [metric])[metric].score for run in by_seed.values()] for row, by_seed in rows.items()}
+    spread = [float(np.std(of_row, ddof=1)) if len(of_row) > 1 else None for of_row in values.values()]
+    bar = go.Bar(
+        x=list(values),
+        y=[float(np.mean(of_row)) for of_row in values.values()],
+        name=title(metric),
+        marker_color=PALETTE[0],
+        error_y={"type": "data", "array": spread, "visible": True},
+    )
+    return go.Figure(bar, _layout(None, None, title(metric)))
 
 
 def learning_curves(rows: BySeed, metric: str = "ndcg@20"):

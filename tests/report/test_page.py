@@ -122,8 +122,8 @@ def opened(request, browser, page):
 def test_it_loads_without_a_word_on_the_console_and_every_chart_draws(opened):
     tab, said = opened
     charts = tab.locator(".plot")
-    # Learning curves, dropout, alignment, separability, cold start, sensitivity.
-    assert charts.count() == 6
+    # Results, learning curves, dropout, alignment, separability, cold start, sensitivity.
+    assert charts.count() == 7
     for number in range(charts.count()):
         charts.nth(number).scroll_into_view_if_needed()
         charts.nth(number).locator("svg.main-svg").first.wait_for()

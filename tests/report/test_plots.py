@@ -34,6 +34,14 @@ def epochs(*values):
     return {"training": [{"epoch": number, "loss": 1.0, "valid": {"ndcg@20": value}} for number, value in enumerate(values)]}
 
 
+def test_result_bars_show_the_mean_and_the_deviation_over_seeds(finished):
+    # Hit@1 of ranks 1, 2 and of ranks 1, 1: 0.5 and 1, which deviate by 0.5 / sqrt(2).
+    rows = {"BPR": {1: finished("BPR", 1, [1, 2]), 2: finished("BPR", 2, [1, 1])}, "Pop": {1: finished("Pop", 1, [1, 1])}}
+    (bar,) = plots.result_bars(rows, "hit@1").data
+    assert list(bar.x) == ["BPR", "Pop"] and list(bar.y) == [0.75, 1.0]
+    assert bar.error_y.array[0] == pytest.approx(0.5 / 2**0.5) and bar.error_y.array[1] is None
+
+
 def test_learning_curves_are_means_over_the_seeds_that_came_so_far(rows):
     figure = plots.learning_curves(rows({"SASRec": [epochs(0.1, 0.3), epochs(0.3)], "Pop": [{}]}))
     assert series(figure) == {"SASRec": ([1, 2], pytest.approx([0.2, 0.3]))}
