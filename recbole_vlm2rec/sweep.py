@@ -56,7 +56,7 @@ class Planned:
 def is_sweep(settings: dict[str, Any]) -> bool:
     """Whether a command line names several runs, or a row that is more than a model."""
     several = any(len(listed(settings.get(key))) > 1 for key in ("model", "dataset", "train_users", "backbone"))
-    return several or any(key in settings for key in OWN_KEYS) or "@" in (settings.get("model") or "")
+    return several or any(key in settings for key in OWN_KEYS) or "@" in str(settings.get("model"))
 
 
 def sweep(settings: dict[str, Any], config_file_list: Sequence[str] = ()) -> ResultTable:
@@ -64,8 +64,9 @@ def sweep(settings: dict[str, Any], config_file_list: Sequence[str] = ()) -> Res
 
     Args:
         settings: keys of a run. `model`, `dataset`, `train_users` (few-shot) and `backbone` (for the rows that have one) may list
-            several (`A,B,C`, or a list), and three more: `seeds` (default: the one of `seed`), `row_settings` (`{row or model: {key: value}}` or a yaml file of that; they
-            win in these rows alone) and `table` (where to write, without suffix; default `<checkpoint_dir>/table`).
+            several (`A,B,C`, or a list), and three more: `seeds` (default: that of `seed`), `row_settings` (`{row or model: {key:
+            value}}` or a yaml file of that; they win in these rows alone) and `table` (where to write, without suffix; default
+            `<checkpoint_dir>/table`).
         config_file_list: yaml files for all runs.
     Raises ValueError for what cannot be planned, before anything runs; SweepError at the end where runs failed.
     """
@@ -219,8 +220,17 @@ class RunMaker:
             return {**settings, "checkpoint": str(source.folder)}
         out = source.folder / "export"
         if make:
-            data_path = self.settings.get("data_path")
-            export(source.folder, out, plan.dataset, data_path, show_progress=self.settings.get("show_progress", True))
+            device = "cpu" if source.result["config"]["device"] == "cpu" else None
+            cache = source.result["config"].get("feature_cache")
+            export(
+                source.folder,
+                out,
+                plan.dataset,
+                self.settings.get("data_path"),
+                device,
+                self.settings.get("show_progress", True),
+                feature_cache={None: "none", "auto": None}.get(cache, cache),
+            )
         elif not (out / MANIFEST).is_file():
             return None
         return {**settings, "item_embeddings": str(out)}

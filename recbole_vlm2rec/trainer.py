@@ -20,16 +20,14 @@ from recbole_vlm2rec.analysis.geometry import geometry
 from recbole_vlm2rec.data.candidates import Candidates, draw_candidates
 from recbole_vlm2rec.data.loader import UserBatches
 from recbole_vlm2rec.evaluation import ProtocolMixin
+from recbole_vlm2rec.report.runs import RUN_TIME
 from recbole_vlm2rec.vlm.checkpoint import STATE, load_adapter, load_penalty, read_description, save_checkpoint
 
 # Negatives a user for A_neg where the run ranks all items and has no lists of candidates.
 GEOMETRY_NEGATIVES = 10
 
 # What may change when a run is resumed: where it reads, writes and computes, and how long it goes on.
-FREE_KEYS = frozenset(
-    "resume checkpoint_dir result_file data_path show_progress state gpu_id use_gpu device worker log_wandb wandb_project epochs "
-    "eval_batch_size feature_cache gradient_alignment_every row metric_decimal_place loss_decimal_place".split()
-)
+FREE_KEYS = RUN_TIME - {"metrics", "topk"} | {"epochs", "gradient_alignment_every"}
 
 
 class VLM2RecTrainer(ProtocolMixin, Trainer):
