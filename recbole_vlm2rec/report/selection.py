@@ -16,6 +16,8 @@ from recbole_vlm2rec.analysis.comparison import ComparisonError, Gains
 from recbole_vlm2rec.metrics import per_user
 from recbole_vlm2rec.report.runs import RUN_TIME, FinishedRun, RunError
 
+# Training does not notice that it is measured (tests/model/test_gradient_alignment.py).
+_NO_MATTER = RUN_TIME | {"gradient_alignment_every"}
 # Every seed may start from the export, or the checkpoint, of its own seed.
 _BY_SEED = frozenset({"seed", "item_embeddings", "checkpoint"})
 
@@ -42,7 +44,7 @@ def select(runs: Sequence[FinishedRun]) -> Selection:
             of_row = sorted((run for run in there if run.row == row), key=lambda run: run.seed)
             for seed, same in groupby(of_row, key=lambda run: run.seed):
                 rows[row][seed] = _latest(list(same))
-            _require_same_configuration(list(rows[row].values()), RUN_TIME | _BY_SEED, "remove the seeds of one of them")
+            _require_same_configuration(list(rows[row].values()), _NO_MATTER | _BY_SEED, "remove the seeds of one of them")
     return selection
 
 
@@ -73,7 +75,7 @@ def read_gains(run: FinishedRun, metrics: Iterable[str]) -> dict[str, Gains]:
 def _latest(runs: Sequence[FinishedRun]) -> FinishedRun:
     """The last by name; folder names end with the time of the run, and a number where two began in one second."""
     advice = "give the folders of one of them, or tables of their own"
-    _require_same_configuration(runs, RUN_TIME, advice)
+    _require_same_configuration(runs, _NO_MATTER, advice)
     return max(runs, key=lambda run: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", run.folder.name)])
 
 

@@ -45,6 +45,11 @@ def test_runs_that_differ_are_named_with_the_keys_in_which_they_do(finished):
     assert "worker" not in str(error.value) and "learning_rate" not in str(error.value)
 
 
+def test_measuring_gradients_makes_no_other_run(finished):
+    runs = [finished("VLMSFT", 1, [1], folder=f"VLMSFT-{every}", gradient_alignment_every=every) for every in (None, 10)]
+    assert select(runs)["shop"]["VLMSFT"][1] is runs[0]  # "None" comes after "10"
+
+
 def test_one_row_is_one_configuration_over_its_seeds(finished):
     runs = [finished("SASRec", 1, [1], hidden_size=64), finished("SASRec", 2, [1], hidden_size=128)]
     with pytest.raises(ComparisonError, match=r"SASRec on shop, seeds 1 and 2: .*hidden_size \(64 / 128\)"):
