@@ -58,7 +58,7 @@ def tune(settings: dict[str, Any], config_file_list: Sequence[str] = ()) -> Tune
             `each`: every key over its values while the others keep their defaults (figure 5); `max_evals`, runs of random and
             bayes at most (default 20).
     Writes into `<checkpoint_dir>/tuning/<row>-<dataset>-seed<seed>-<algorithm>/`: RecBole's `hyper.result` and plot `hyper.html`,
-    `tuning.json`, `sensitivity.html`, and `best.yaml`, which `row_settings` takes; its runs lie in `tuning/runs/`.
+    `tuning.json`, `tuning.md`, `sensitivity.html`, and `best.yaml`, which `row_settings` takes; its runs lie in `tuning/runs/`.
     Raises TuningError.
     """
     settings = dict(settings)
@@ -220,6 +220,20 @@ def _write(folder: Path, found: dict[str, Any]) -> None:
     (folder / TUNING).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     (folder / "best.yaml").write_text(yaml.safe_dump({row: best}), encoding="utf-8")
     write_html(sensitivity(found), folder / "sensitivity.html")
+    (folder / "tuning.md").write_text(as_markdown(found), encoding="utf-8")
     chosen = ", ".join(f"{key} {value}" for key, value in best.items())
     print(f"{row} on {found['dataset']}: {len(found['trials'])} runs, best {found['metric']} in validation by {chosen}")
-    print(f"written: {folder}")
+    print(f"{as_markdown(found)}written: {folder}")
+
+
+def as_markdown(found: dict[str, Any]) -> str:
+    """The trials of a tuning.json, in the order they were tried, the best in bold."""
+    from recbole_vlm2rec.report.table_text import MARKDOWN, title
+
+    keys, metric = list(found["best"]), found["metric"]
+    rows = []
+    for trial in found["trials"]:
+        score = f"{trial['valid'][metric]:.4f}"
+        cells = [MARKDOWN.escape(str(trial["params"][key])) for key in keys]
+        rows.append([*cells, MARKDOWN.best(score) if trial["params"] == found["best"] else score])
+    return MARKDOWN.grid([*map(MARKDOWN.escape, keys), f"validation {title(metric)}"], [(None, rows, None)], len(keys)) + "\n"

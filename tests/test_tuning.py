@@ -30,6 +30,10 @@ def test_exhaustive_tries_every_combination_once_and_keeps_the_best_in_validatio
     assert yaml.safe_load((found.folder / "best.yaml").read_text()) == {"BPR": found.best}
     written = json.loads((found.folder / "tuning.json").read_text())
     assert written["trials"] == found.trials and written["best"] == found.best
+    table = (found.folder / "tuning.md").read_text().splitlines()
+    assert len(table) == 2 + 6 and [("**" in line) for line in table[2:]] == [
+        each["params"] == found.best for each in found.trials
+    ]
     # RecBole's own file, without a test metric to be tempted by.
     text = (found.folder / "hyper.result").read_text()
     assert text.count("Valid result:") == 6 and text.count("hit@10") == 6
