@@ -34,13 +34,13 @@ Trains, validates and tests one model on one data set inside RecBole; without ar
      --epochs=…  --train_batch_size=…  --learning_rate=…  --resume=RUN_FOLDER  --result_file=PATH
      --item_embeddings=FOLDER   the export that VLM2RecSASRec and VLM2RecGRU4Rec start from
 
-A comparison: what is missing is run, then the table is written (docs/tables.md):
+A comparison: what is missing is run, then the table is written (docs/comparisons.md):
   --model=SASRec,VLMSFT,VLM2Rec,VLM2RecSASRec@VLM2Rec --dataset=X,Y --seeds=1,2,3,4,5
      MODEL@ROW          a task 2 model on the export of that row's run
      VLM2Rec@DATASET    trained on another data set, used unchanged
      --train_users=128,256   few-shot: a row each    --row_settings=FILE  keys of single rows    --table=PATH  where to write
 
-Tuning, by validation alone (docs/tuning.md; pip install "recbole-vlm2rec[tune]"):
+Tuning, by validation alone (docs/comparisons.md; pip install "recbole-vlm2rec[tune]"):
   --model=ROW --tune=props/tuning/VLM2Rec.hyper --tune_algo=exhaustive|random|bayes|each [--max_evals=20]
 
 Every run gets a folder in --checkpoint_dir (default saved/): checkpoint, result.json, ranks.npz, run.log, tensorboard/.

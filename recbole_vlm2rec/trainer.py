@@ -81,6 +81,12 @@ class VLM2RecTrainer(ProtocolMixin, Trainer):
 
         try:
             return super().fit(train_data, valid_data, verbose, saved, show_progress, after_epoch)
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                f"the GPU's memory is full ({str(error).splitlines()[0]}). Less of it, with the same result: --gradcache_size=8, "
+                f"--gradient_checkpointing=True, --token_budget={self.config['token_budget'] // 2}; with another one: fewer "
+                f"--max_visual_tokens, or a smaller --train_batch_size with --accumulation_steps"
+            ) from error
         except KeyboardInterrupt:
             if (self.run_folder / "last").is_dir():
                 self.logger.info(f"Interrupted. The same command with --resume={self.run_folder} goes on after the last epoch.")

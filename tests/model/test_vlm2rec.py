@@ -295,6 +295,15 @@ def test_what_explains_the_training_is_reported(settings):
         assert {"test_t2f_ranks", "test_v2f_ranks", "test_ranks"} <= set(ranks)
 
 
+def test_a_full_gpu_says_what_takes_less_of_it(settings, monkeypatch):
+    def full(self, interaction):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+
+    monkeypatch.setattr("recbole_vlm2rec.model.vlm2rec.VLM2Rec.calculate_loss", full)
+    with pytest.raises(RuntimeError, match=r"allocate 2\.00 GiB\.\)\. Less of it, with the same result: --gradcache_size=8"):
+        run("VLM2Rec", config_dict=settings["VLM2Rec"])
+
+
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(settings, monkeypatch):
     chosen = {**settings["VLM2Rec"], "epochs": 3, "lora_dropout": 0.2}
     whole = run("VLM2Rec", config_dict=chosen)
