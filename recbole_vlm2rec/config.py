@@ -118,8 +118,9 @@ class Config(RecBoleConfig):
         self.unread_keys = sorted(set(self.external_config_dict) - listed)
 
     def as_dict(self) -> dict[str, Any]:
-        """The whole configuration in JSON's types, keys sorted."""
-        return {key: _plain(value) for key, value in sorted(self.final_config_dict.items())}
+        """The configuration in JSON's types, keys sorted; without `unread_keys`, which have no effect."""
+        read = self.final_config_dict.keys() - set(self.unread_keys)
+        return {key: _plain(self.final_config_dict[key]) for key in sorted(read)}
 
 
 def check_dataset(data_path: str | Path, name: str) -> None:
@@ -177,6 +178,8 @@ def _optional(file: Path) -> dict[str, Any]:
 
 def _check_protocol(settings: dict[str, Any]) -> None:
     """Raises ValueError for settings under which models could not be compared, or with values we do not know."""
+    if isinstance(settings["seed"], bool) or not isinstance(settings["seed"], int):
+        raise ValueError(f"seed is {settings['seed']!r}; give one whole number (several: --seeds=1,2,3)")
     negatives = settings["eval_negatives"]
     if negatives != "full" and (isinstance(negatives, bool) or not isinstance(negatives, int) or negatives < 1):
         raise ValueError(f"eval_negatives is {negatives!r}; give a number of negatives (100) or full")

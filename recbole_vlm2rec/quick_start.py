@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from recbole_vlm2rec import __version__
 from recbole_vlm2rec.arguments import split_config_files
@@ -125,7 +126,15 @@ def _run(config: Config, meter: Meter, log: _Log) -> dict[str, Any]:
     # Only now: what cannot be built leaves no folder behind.
     identity = fingerprint(given)
     folder = Path(config["resume"]) if config["resume"] else _run_folder(config)
-    (folder / STARTED).write_text(json.dumps({"fingerprint": identity}) + "\n", encoding="utf-8")
+    with _alone(folder):
+        (folder / STARTED).write_text(started(given, identity), encoding="utf-8")
+        return _run_in(folder, config, meter, log, identity, dataset, network, (train_data, valid_data, test_data))
+
+
+def _run_in(folder: Path, config: Config, meter: Meter, log: _Log, identity: str, dataset, network, loaders) -> dict[str, Any]:
+    """Training, validation and test, in a folder that no other process is at work in."""
+    logger = logging.getLogger()
+    train_data, valid_data, test_data = loaders
     config["checkpoint_dir"] = str(folder)
     log.also_into(folder)
     logger.info(dataset)
@@ -160,7 +169,9 @@ def _run(config: Config, meter: Meter, log: _Log) -> dict[str, Any]:
         "epochs": trainer.epochs_run,
         "seconds": {},
         "peak_memory_mib": {},
+        "epochs_timed": trainer.epochs_run - trainer.start_epoch,  # a resumed run's seconds are of these alone
         "users": {phase: len(candidates[phase].users) for phase in candidates},
+        "histories": dataset.histories.sha256,
         "candidates": dataset.candidate_file,
         "checkpoint": trainer.saved_model_file,
         "command": sys.argv,
@@ -213,6 +224,26 @@ def _protocol(dataset, config: Config) -> str:
     else:
         among = f"{config['eval_negatives']} untouched items each ({dataset.candidate_file['file']})"
     return f"Evaluation: {users['valid']} validation and {users['test']} test users, one target among {among}"
+
+
+def started(config: dict[str, Any], identity: str) -> str:
+    """What stands in a run's folder from its first moment: the fingerprint, and what its validations measure."""
+    return json.dumps({"fingerprint": identity, "metrics": config["metrics"], "topk": config["topk"]}) + "\n"
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Raises ValueError where another process is at work in the folder; the lock of one that was killed is gone with it."""
+    lock = FileLock(folder / ".running")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{folder} is being run by another process: wait until it has finished") from None
+    try:
+        yield
+    finally:
+        (folder / ".running").unlink(missing_ok=True)
+        lock.release()
 
 
 def _run_folder(config: Config) -> Path:

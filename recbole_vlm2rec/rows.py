@@ -68,6 +68,13 @@ class Row:
         return starts_from_export(self.model)
 
     @property
+    def origin(self) -> str | None:
+        """The data set on which the row's embedder was trained, where that is not the one it is used on."""
+        if self.starts_from_export:
+            return Row.parse(self.source).origin if self.source else None
+        return self.source
+
+    @property
     def embedder(self) -> str:
         """The model that the row stands for: itself, or the one whose export it starts from."""
         if self.starts_from_export and self.source:

@@ -6,7 +6,6 @@ goes on, and what a row needs (the run behind an export, the export itself, a ru
 
 from __future__ import annotations
 
-import json
 import re
 import time
 import traceback
@@ -15,11 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from recbole_vlm2rec.config import read_yaml
+from recbole_vlm2rec.config import check_dataset, check_keys, read_yaml
 from recbole_vlm2rec.embeddings import MANIFEST
 from recbole_vlm2rec.export import export
 from recbole_vlm2rec.fingerprint import fingerprint
-from recbole_vlm2rec.quick_start import make_config, run
+from recbole_vlm2rec.quick_start import make_config, run, started
 from recbole_vlm2rec.registry import get_model
 from recbole_vlm2rec.report.runs import RESULT, STARTED, FinishedRun, RunError, read_run
 from recbole_vlm2rec.report.tables import ResultTable, result_table
@@ -27,6 +26,9 @@ from recbole_vlm2rec.rows import Row
 
 # What the command takes beside the keys of a run. `train_users` and `backbone` are keys; several of them are several rows.
 OWN_KEYS = ("seeds", "row_settings", "table")
+# Of one run: where it goes on and where a copy of its result goes; and what a comparison sets itself.
+_SINGLE = ("row", "resume", "result_file")
+_OWN = ("model", "dataset", "seed", "row", "checkpoint_dir")
 
 
 class SweepError(RuntimeError):
@@ -72,16 +74,24 @@ def sweep(settings: dict[str, Any], config_file_list: Sequence[str] = ()) -> Res
     """
     settings = dict(settings)
     seeds, file, place = (settings.pop(key, None) for key in OWN_KEYS)
-    rows = [Row.parse(name) for name in listed(settings.pop("model", None)) or ["VLM2Rec"]]
-    datasets = listed(settings.pop("dataset", None)) or ["minishop"]
+    if given := [key for key in _SINGLE if settings.get(key)]:
+        raise ValueError(f"{given[0]} is for a single run: leave --{given[0]} out of a comparison")
+    rows = [Row.parse(name) for name in listed(settings.pop("model", None))]
+    datasets = listed(settings.pop("dataset", None))
     users = _numbers("train_users", settings.pop("train_users", None)) or [None]
     backbones = [None]
     if len(listed(settings.get("backbone"))) > 1:
         backbones = listed(settings.pop("backbone"))
-    common = make_config(rows[0].model, datasets[0], list(config_file_list), settings)
+        if len({Path(backbone).name for backbone in backbones}) < len(backbones):
+            raise ValueError(f"backbones {', '.join(backbones)}: rows are told apart by the last part of their names")
+    # What is not listed comes from the configuration files, or is the default.
+    common = make_config(rows[0].model if rows else None, datasets[0] if datasets else None, list(config_file_list), settings)
+    rows, datasets = rows or [Row(common["model"])], datasets or [common["dataset"]]
     seeds = _numbers("seeds", seeds) or [common["seed"]]
-    row_settings = file if isinstance(file, dict) else read_yaml(file) if file else {}
+    row_settings = file if isinstance(file, dict) else read_yaml(str(file)) if file is not None else {}
     maker = RunMaker(Path(common["checkpoint_dir"]), settings, config_file_list, row_settings, rows)
+    for dataset in (*datasets, *(row.origin for row in rows if row.origin)):
+        check_dataset(Path(common["data_path"]).parent, dataset)
     planned = [
         Planned(row, dataset, seed, count, backbone)
         for dataset in datasets
@@ -90,23 +100,35 @@ def sweep(settings: dict[str, Any], config_file_list: Sequence[str] = ()) -> Res
         for count in users
         for seed in seeds
     ]
+    planned = list(dict.fromkeys(planned))
     finished, failed = [], {}
     for plan, outcome in maker.make_all(planned):
         if isinstance(outcome, FinishedRun):
             finished.append(outcome)
         else:
             failed[plan] = outcome
-    table = None
-    if finished:
-        table = result_table(finished)
-        place = Path(place) if place else maker.root / "table"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        for suffix, text in ((".md", table.markdown()), (".csv", table.csv()), (".tex", table.latex())):
-            place.with_name(place.name + suffix).write_text(text, encoding="utf-8")
-        print(f"\n{table.markdown()}\nwritten: {place}.md, {place.name}.csv, {place.name}.tex")
     if failed:
         lines = "\n".join(f"  {plan}: {_said(error)}" for plan, error in failed.items())
-        raise SweepError(f"{len(failed)} of {len(planned)} runs failed; all others are kept, the same command goes on:\n{lines}")
+        failure = SweepError(
+            f"{len(failed)} of {len(planned)} runs failed; all others are kept, the same command goes on:\n{lines}"
+        )
+        if not finished:
+            raise failure
+        print(failure)
+    names, cut_offs = common["metrics"], common["topk"]
+    metrics = [
+        f"{name}@{k}"
+        for name in (names if isinstance(names, list) else [names])
+        for k in (cut_offs if isinstance(cut_offs, list) else [cut_offs])
+    ]
+    table = result_table(finished, metrics, tested=[common["valid_metric"]])
+    place = Path(place) if place else maker.root / "table"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for suffix, text in ((".md", table.markdown()), (".csv", table.csv()), (".tex", table.latex())):
+        place.with_name(place.name + suffix).write_text(text, encoding="utf-8")
+    print(f"\n{table.markdown()}\nwritten: {place}.md, {place.name}.csv, {place.name}.tex")
+    if failed:
+        raise failure
     return table
 
 
@@ -142,11 +164,16 @@ class RunMaker:
                 raise ValueError(f"row_settings: {error}") from error
             if not isinstance(keys, dict):
                 raise ValueError(f"row_settings: {name} holds {keys!r}, where `key: value` lines are due")
+            check_keys(keys, f"row_settings of {name}")
+            if own := [key for key in _OWN if key in keys]:
+                raise ValueError(f"row_settings: {name} names {own[0]}, which a comparison sets itself")
+        self._failed: dict[str, Exception] = {}
         self._finished = {
             found.result["fingerprint"]: found for found in self._runs(RESULT, read_run) if "fingerprint" in found.result
         }
+        # What was measured at every validation has to be the same too, if a run shall go on.
         self._begun = {
-            json.loads((folder / STARTED).read_text(encoding="utf-8"))["fingerprint"]: folder
+            (folder / STARTED).read_text(encoding="utf-8"): folder
             for folder in self._runs(STARTED, Path)
             if (folder / "last").is_dir() and not (folder / RESULT).is_file()
         }
@@ -177,11 +204,18 @@ class RunMaker:
     def make(self, plan: Planned, **keys: Any) -> FinishedRun:
         """The finished run, made now unless there is one; `keys` win over the settings, in this run alone."""
         settings = {**self._settings(plan), **keys}
-        identity = self._identity(plan, settings)
+        config = make_config(plan.row.model, plan.dataset, self.files, settings).as_dict()
+        identity = fingerprint(config)
+        if identity in self._failed:
+            raise self._failed[identity]
         if identity not in self._finished:
-            if identity in self._begun:
-                settings["resume"] = str(self._begun[identity])
-            result = run(plan.row.model, plan.dataset, self.files, settings)
+            if folder := self._begun.get(started(config, identity)):
+                settings["resume"] = str(folder)
+            try:
+                result = run(plan.row.model, plan.dataset, self.files, settings)
+            except Exception as error:
+                self._failed[identity] = error  # it would fail for the next row that rests on it too
+                raise
             folder = Path(settings.get("resume") or Path(result["checkpoint"]).parent)
             self._finished[identity] = read_run(folder)
         return _named(plan, self._finished[identity])
@@ -190,13 +224,13 @@ class RunMaker:
         """The finished run, if nothing at all needs to be made for it."""
         try:
             settings = self._settings(plan, make=False)
-            found = settings and self._finished.get(self._identity(plan, settings))
+            if settings is None:
+                return None
+            config = make_config(plan.row.model, plan.dataset, self.files, settings).as_dict()
+            found = self._finished.get(fingerprint(config))
         except (ValueError, OSError, RuntimeError):
             return None  # `make` will say why
         return found and _named(plan, found)
-
-    def _identity(self, plan: Planned, settings: dict[str, Any]) -> str:
-        return fingerprint(make_config(plan.row.model, plan.dataset, self.files, settings).as_dict())
 
     def _settings(self, plan: Planned, make: bool = True) -> dict[str, Any] | None:
         """The run's settings; what they rest on is made first, or without `make` must be there, else None."""
@@ -240,7 +274,12 @@ class RunMaker:
         if row.source is None:
             return
         if row.starts_from_export:
-            self._check(Row.parse(row.source))
+            source = Row.parse(row.source)
+            if not hasattr(get_model(source.model), "item_vectors"):
+                raise ValueError(
+                    f"row {row}: {source.model} has no item vectors to export; VLM2Rec, its variants and ItemLevel do"
+                )
+            self._check(source)
         elif not getattr(model, "reads_checkpoints", False):
             raise ValueError(f"row {row}: {row.model} has no use for @{row.source}; VLM2Rec, its variants and task 2 models do")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -57,9 +58,9 @@ def tune(settings: dict[str, Any], config_file_list: Sequence[str] = ()) -> Tune
             (RecBole's lines `key choice [values]`, `key uniform low,high`, …); `tune_algo`, `exhaustive`, `random`, `bayes`, or
             `each`: every key over its values while the others keep their defaults (figure 5); `max_evals`, runs of random and
             bayes at most (default 20).
-    Writes into `<checkpoint_dir>/tuning/<row>-<dataset>-seed<seed>-<algorithm>/`: RecBole's `hyper.result` and plot `hyper.html`,
-    `tuning.json`, `tuning.md`, `sensitivity.html`, and `best.yaml`, which `row_settings` takes; its runs lie in `tuning/runs/`.
-    Raises TuningError.
+    Writes into `<checkpoint_dir>/tuning/<row>-<dataset>-seed<seed>-<algorithm>/` (the file's name before the algorithm, where it
+    is not the model's): RecBole's `hyper.result` and plot `hyper.html`, `tuning.json`, `tuning.md`, `sensitivity.html`, and
+    `best.yaml`, which `row_settings` takes; its runs lie in `tuning/runs/`. A failing trial is the worst. Raises TuningError.
     """
     settings = dict(settings)
     file, algorithm, most = (settings.pop(key, None) for key in OWN_KEYS)
@@ -68,38 +69,60 @@ def tune(settings: dict[str, Any], config_file_list: Sequence[str] = ()) -> Tune
         raise TuningError(f"tune_algo is {algorithm!r}: choose one of {', '.join(ALGORITHMS)}")
     if importlib.util.find_spec("hyperopt") is None:
         raise TuningError('tuning needs hyperopt: pip install "recbole-vlm2rec[tune]"')
-    row = Row.parse(settings.pop("model", None) or "VLM2Rec")
-    space = read_space(_space_file(file, row.model))
-    config = make_config(row.model, settings.pop("dataset", None), list(config_file_list), settings)
+    name, dataset = settings.pop("model", None), settings.pop("dataset", None)
+    config = make_config(name and Row.parse(name).model, dataset, list(config_file_list), settings)
+    row = Row.parse(name or config["model"])
+    file = _space_file(file, row.model)
+    space = read_space(file)
     if unknown := [key for key in space if key not in config.final_config_dict]:
-        raise TuningError(f"{_space_file(file, row.model)}: {row.model} does not read {', '.join(unknown)}")
+        raise TuningError(f"{file}: {row.model} does not read {', '.join(unknown)}")
     plan = Planned(row, config["dataset"], settings.pop("seed", config["seed"]))
     maker = RunMaker(Path(config["checkpoint_dir"]), settings, config_file_list, {}, [row], RUNS)
     trials: list[dict[str, Any]] = []
+    failed: list[Exception] = []
 
     def objective(params: dict[str, Any], _files) -> dict[str, Any]:
-        run = maker.make(plan, **params)
-        valid = run.result["valid"]
-        score = valid[config["valid_metric"].lower()]
-        trials.append({"params": params, "valid": valid, "folder": str(run.folder)})
+        params = {key: _as_default(value, config[key]) for key, value in params.items()}
+        bigger = config["valid_metric_bigger"]
+        try:
+            run = maker.make(plan, **params)
+        except Exception as error:  # it is worth no less to know than a bad score
+            print(f"failed: {error}", flush=True)
+            failed.append(error)
+            valid, score = {}, -math.inf if bigger else math.inf
+        else:
+            valid = run.result["valid"]
+            score = valid[config["valid_metric"].lower()]
+            trials.append({"params": params, "valid": valid, "folder": str(run.folder)})
         return {
             "model": str(row),
             "best_valid_score": score,
-            "valid_score_bigger": config["valid_metric_bigger"],
+            "valid_score_bigger": bigger,
             "best_valid_result": valid,
             "test_result": {},  # nothing may be chosen by test metrics
         }
 
-    folder = maker.root / "tuning" / f"{row}-{plan.dataset}-seed{plan.seed}-{algorithm}"
+    stem = "" if file.stem == row.model else f"-{file.stem}"
+    folder = maker.root / "tuning" / f"{row}-{plan.dataset}-seed{plan.seed}{stem}-{algorithm}"
     folder.mkdir(parents=True, exist_ok=True)
     defaults = {key: config[key] for key in space}
     search = _search(objective, space, algorithm, int(most or 20), defaults, folder / "hyper.html")
     with _seeded(plan.seed):
         search.run()
+    if not trials:
+        raise TuningError(f"all {len(failed)} trials failed, the last with: {failed[-1]}")
     search.export_result(folder / "hyper.result")
+    # RecBole's keys come as its sampler gives them.
+    best = {key: _as_default(value, config[key]) for key, value in search.best_params.items()}
     about = {"row": str(row), "dataset": plan.dataset, "seed": plan.seed, "metric": config["valid_metric"].lower()}
-    _write(folder, {**about, "defaults": defaults, "best": search.best_params, "trials": trials})
-    return Tuned(folder, search.best_params, trials)
+    _write(folder, {**about, "defaults": defaults, "best": best, "trials": trials})
+    return Tuned(folder, best, trials)
+
+
+def _as_default(value: Any, default: Any) -> Any:
+    """quniform gives 512.0 where a key takes 512."""
+    whole = isinstance(default, int) and not isinstance(default, bool) and isinstance(value, float) and value.is_integer()
+    return int(value) if whole else value
 
 
 def tune_all(settings: dict[str, Any]) -> list[Tuned]:
@@ -127,7 +150,8 @@ def read_space(file: Path) -> dict[str, tuple[str, list]]:
         except yaml.YAMLError as error:
             raise TuningError(f"{where}: {text!r} is not a list") from error
         due = {"quniform": 3}.get(kind, 2)
-        if not isinstance(values, list) or not values or (kind != "choice" and len(values) != due):
+        numbers = isinstance(values, list) and all(isinstance(value, (int, float)) for value in values)
+        if not isinstance(values, list) or not values or (kind != "choice" and not (numbers and len(values) == due)):
             raise TuningError(
                 f"{where}: {text!r}: choice takes a list [a, b], uniform and loguniform low,high, quniform low,high,step"
             )

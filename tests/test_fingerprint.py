@@ -103,3 +103,32 @@ def test_a_run_keeps_the_fingerprint_of_its_command(model, toy, shop_folder):
     result = run(model, "shop", config_dict=settings)
     started = json.loads((Path(result["checkpoint"]).parent / "started.json").read_text())
     assert result["fingerprint"] == started["fingerprint"] == expected
+
+
+def test_a_key_that_the_model_does_not_read_does_not_count(identity):
+    assert identity("SASRec", objective="sft") == identity("SASRec")
+
+
+def test_every_atomic_file_counts(identity, shop):
+    before = identity("SASRec", data_path=str(shop))
+    (shop / "shop" / "shop.json").write_text("{}")  # not RecBole's
+    assert identity("SASRec", data_path=str(shop)) == before
+    (shop / "shop" / "shop.kg").write_text("head_id:token\trelation_id:token\ttail_id:token\n")
+    assert identity("SASRec", data_path=str(shop)) != before
+
+
+def test_a_local_encoder_counts_by_its_files(identity, tmp_path):
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    settings = {"item_encoder": str(folder), "pooling": "mean"}
+    before = identity("ItemLevel", **settings)
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    assert identity("ItemLevel", **{**settings, "item_encoder": str(moved)}) == before
+    (folder / "config.json").write_text("{ }")
+    assert identity("ItemLevel", **settings) != before
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    assert identity("ItemLevel", **settings) != before
+    assert identity("ItemLevel", item_encoder="hub/a") != identity("ItemLevel", item_encoder="hub/b")

@@ -147,6 +147,14 @@ def test_few_shot_rows(toy, tmp_path, ran):
     ({"model": "BPR,SASRek"}, "did you mean 'SASRec'"),
     ({"model": "BPR,VLM2RecSASRec@VLMSTF"}, "did you mean 'VLMSFT'"),
     ({"dataset": "tpy,toy"}, "did you mean 'toy'"),
+    ({"dataset": "toy,tpy"}, "did you mean 'toy'"),
+    ({"model": "BPR,VLM2Rec@tpy"}, "did you mean 'toy'"),
+    ({"model": "BPR,VLM2RecSASRec@Pop"}, "Pop has no item vectors to export"),
+    ({"row_settings": {"BPR": {"embeding_size": 8}}}, "row_settings of BPR; did you mean 'embedding_size'"),
+    ({"row_settings": {"BPR": {"seed": 8}}}, "BPR names seed, which a comparison sets itself"),
+    ({"row": "mine"}, "row is for a single run"), ({"resume": "saved/x"}, "resume is for a single run"),
+    ({"seed": "1,2"}, r"seed is '1,2'; give one whole number \(several: --seeds=1,2,3\)"),
+    ({"backbone": "a/final,b/final"}, "told apart by the last part"),
     ({"seeds": "1,two"}, "seeds: 'two' is no whole number"),
     ({"train_users": [True, 5]}, "train_users: True is no whole number"),
 ])  # fmt: skip
@@ -155,6 +163,48 @@ def test_what_cannot_be_is_refused_before_anything_runs(toy, tmp_path, ran, chan
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         sweep({**settings, **change})
     assert ran == [] and not (tmp_path / "saved").exists()
+
+
+def test_model_and_data_set_may_stand_in_a_configuration_file(toy, tmp_path):
+    (tmp_path / "c.yaml").write_text("model: BPR\ndataset: toy\nembedding_size: 8\n")
+    sweep({**toy, "seeds": 5, "checkpoint_dir": str(tmp_path / "saved"), "config_files": str(tmp_path / "c.yaml")})
+    ((row, result),) = results(tmp_path / "saved").items()
+    assert row == ("BPR", "toy", 5) and result["config"]["embedding_size"] == 8
+
+
+def test_columns_and_tests_are_by_the_metrics_of_the_runs(toy, tmp_path, ran):
+    settings = {**toy, "model": "BPR,Pop", "dataset": "toy", "checkpoint_dir": str(tmp_path)}
+    table = sweep({**settings, "metrics": ["MRR"], "topk": [3], "valid_metric": "MRR@3"})
+    assert table.metrics == ("mrr@3",) and table.tested == ("mrr@3",)
+
+
+def test_a_run_that_another_process_is_at_is_left_alone(toy, tmp_path, monkeypatch):
+    """As when a second shell is given the same command: it must not write into the first one's folder."""
+    whole = quick_start._run_in
+
+    def twice(folder, *arguments):
+        with pytest.raises(ValueError, match="is being run by another process"), quick_start._alone(folder):
+            pass
+        return whole(folder, *arguments)
+
+    monkeypatch.setattr(quick_start, "_run_in", twice)
+    result = quick_start.run("BPR", "toy", config_dict={**toy, "checkpoint_dir": str(tmp_path)})
+    with quick_start._alone(Path(result["checkpoint"]).parent):
+        pass  # the lock went with the run
+
+
+def test_what_failed_once_is_not_tried_again_for_each_row_that_rests_on_it(toy, tmp_path, monkeypatch):
+    tried = []
+
+    def failing(model, *rest):
+        tried.append(model)
+        raise ValueError("no memory")
+
+    monkeypatch.setattr(module, "run", failing)
+    rows = "VLM2RecSASRec@VLMVanilla,VLM2RecGRU4Rec@VLMVanilla"
+    with pytest.raises(SweepError, match="2 of 2 runs failed"):
+        sweep({**toy, "model": rows, "dataset": "toy", "backbone": "tiny", "modalities": "text", "checkpoint_dir": str(tmp_path)})
+    assert tried == ["VLMVanilla"]
 
 
 # With the vision-language model

@@ -143,3 +143,21 @@ def test_several_models_are_tuned_from_one_command_line(settings, tmp_path, caps
     assert cli.main(["run", *(f"--{key}={value}" for key, value in arguments.items())]) == 0
     said = capsys.readouterr().out
     assert "BPR on toy: 6 runs" in said and "Random on toy: 1 runs" in said
+
+
+def test_a_trial_that_fails_is_the_worst_and_the_others_are_kept(settings, tmp_path, capsys):
+    (tmp_path / "BPR.hyper").write_text("embedding_size choice [8, -1, 16]\n")
+    found = tune(settings)
+    assert sorted(trial["params"]["embedding_size"] for trial in found.trials) == [8, 16]
+    assert found.best["embedding_size"] in (8, 16) and "failed: " in capsys.readouterr().out
+    (tmp_path / "BPR.hyper").write_text("embedding_size choice [-1]\n")
+    with pytest.raises(TuningError, match="all 1 trials failed"):
+        tune(settings)
+
+
+def test_whole_numbers_stay_whole(settings, tmp_path):
+    (tmp_path / "size.hyper").write_text("embedding_size quniform 8,16,8\n")
+    found = tune({**settings, "tune": str(tmp_path / "size.hyper"), "tune_algo": "random", "max_evals": 1})
+    (trial,) = found.trials
+    assert trial["params"]["embedding_size"] in (8, 16) and isinstance(trial["params"]["embedding_size"], int)
+    assert found.folder.name == "BPR-toy-seed2026-size-random"

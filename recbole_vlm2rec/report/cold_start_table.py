@@ -110,9 +110,10 @@ def read_histories(run: FinishedRun, folder: Path) -> Histories:
 
 
 def _require_same_data(run: FinishedRun, histories: Histories) -> None:
-    """A candidate file's name ends with the hash of the histories that it was drawn from (data.candidates)."""
+    """By the hash that the run kept; an older one has it in its candidate file's name alone (data.candidates)."""
     file = (run.result.get("candidates") or {}).get("file")
-    if file and not Path(file).stem.endswith(f"-{histories.sha256[:8]}"):
+    known = run.result.get("histories") or (file and Path(file).stem.rsplit("-", 1)[-1])
+    if known and not histories.sha256.startswith(known):
         raise RunError(
             f"{run.folder} was run on other interactions than {run.dataset}.inter now holds (or on some of them, by RecBole's "
             "filters): the targets' frequencies are not known; run it again, or give the data of then with --data_path"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recbole_vlm2rec.metrics import per_user
 from recbole_vlm2rec.report.runs import FinishedRun, RunError, find_runs
 from recbole_vlm2rec.report.selection import Selection, select
 from recbole_vlm2rec.report.table_text import MARKDOWN, Markdown, title
@@ -38,10 +39,16 @@ class Measure:
     lines: Callable[[FinishedRun], dict[str, Sequence[float]] | None]
 
 
+def asked_metric(run: FinishedRun, asked: str | None, metric: str) -> float:
+    """A test metric from the run's ranks; of f2f, t2f or v2f (`asked`), or of the test. Raises ValueError for what is none."""
+    return float(per_user(run.ranks[f"test_{asked}_ranks" if asked else "test_ranks"], metric).mean())
+
+
 def _dropout(metric: str) -> Measure:
     def lines(run: FinishedRun):
-        found = run.result.get("modality_dropout")
-        return found and {"": [found[asked][metric] for asked in ASKING]}
+        if not run.result.get("modality_dropout"):
+            return None
+        return {"": [asked_metric(run, asked, metric) for asked in ASKING]}
 
     note = f"Test {title(metric)} when the fused history, its titles alone or its pictures alone ask; items are always fused."
     return Measure("Modality dropout (figure 1a)", note, [f"{short}: {name}" for short, name in ASKING.items()], lines)
@@ -85,10 +92,11 @@ def _alignment() -> Measure:
 
 def _cost(metric: str) -> Measure:
     def lines(run: FinishedRun):
-        seconds, epochs, embedding = run.result["seconds"].get("train"), run.result["epochs"], run.result.get("embedding_seconds")
+        seconds, embedding = run.result["seconds"].get("train"), run.result.get("embedding_seconds")
+        epochs = run.result.get("epochs_timed", run.result["epochs"])
         if not epochs or embedding is None:
             return None
-        return {"": [run.result["test"][metric], seconds / epochs / 60, embedding]}
+        return {"": [asked_metric(run, None, metric), seconds / epochs / 60, embedding]}
 
     note = "Training without validation; embedding all items, with the pictures' visual tokens kept. On the runs' machine."
     return Measure("Cost (table 7)", note, [title(metric), "minutes an epoch", "seconds to embed all items"], lines)

@@ -19,7 +19,6 @@ from recbole_vlm2rec.report.runs import FinishedRun
 
 THUMBNAIL = 112  # pixels
 HISTORY = 10  # items, the latest
-HISTORY = 10  # items, the latest
 SIDES = {"": "test", "t2f": "test_t2f", "v2f": "test_v2f"}
 
 

@@ -44,6 +44,8 @@ def report(
         buckets: least training frequency of each bucket of cold start.
     Raises RunError and ComparisonError as the tables do, and PlotError without plotly and jinja2.
     """
+    if users < 0:
+        raise ValueError(f"users is {users}: give how many the explorer shall offer, 0 for none")
     if importlib.util.find_spec("jinja2") is None or importlib.util.find_spec("plotly") is None:
         raise plots.PlotError('the report needs plotly and jinja2: pip install "recbole-vlm2rec[report]"')
     import jinja2
@@ -62,7 +64,10 @@ def report(
         written=time.strftime("%Y-%m-%d %H:%M"),
         table=result_table(runs, metrics).html(),
         sections=list(sections(runs, HTML, metric)),
-        figures=[*_figures(selection, metric, data_path, buckets, notes), *_searches(places)],
+        figures=[
+            {**figure, "id": f"figure-{number}"}
+            for number, figure in enumerate([*_figures(selection, metric, data_path, buckets, notes), *_searches(places)])
+        ],
         notes=list(dict.fromkeys(notes)),
         explorer=_script(explorer),
         explored=bool(explorer),
@@ -78,7 +83,7 @@ def report(
 def _figures(
     selection: Selection, metric: str, data_path: str | Path | None, bounds: Sequence[int], notes: list[str]
 ) -> Iterator[dict]:
-    """{"id", "heading", "caption", "data", "table"} of every figure that there is something to draw for."""
+    """{"heading", "caption", "data", "table"} of every figure that there is something to draw for."""
     kinds: list[tuple[str, str, Callable]] = [
         ("Test results", f"Test {title(metric)}, mean and deviation over seeds.", lambda rows: plots.result_bars(rows, metric)),
         ("Learning curves", f"Validation {title(metric)} after each epoch.", lambda rows: plots.learning_curves(rows, metric)),
@@ -110,15 +115,15 @@ def _searches(places: Sequence[str | Path]) -> Iterator[dict]:
         for file in sorted(Path(place).rglob("tuning.json")):
             tuning = json.loads(file.read_text(encoding="utf-8"))
             figure = plots.sensitivity(tuning)
-            yield _figure(f"Sensitivity: {tuning['row']}, {tuning['dataset']}", "Validation metric by tuned key.", figure)
+            caption = "Validation metric by tuned key: every run a dot, the best at each value a line."
+            yield _figure(f"Sensitivity: {file.parent.name}", caption, figure)
 
 
 def _figure(heading: str, caption: str, figure) -> dict:
     data = json.loads(figure.to_json())
     data["layout"].pop("title", None)
     data["layout"].pop("template", None)
-    name = "".join(letter if letter.isalnum() else "-" for letter in heading.lower())
-    return {"id": name, "heading": heading, "caption": caption, "data": _script(data), "table": _as_table(figure)}
+    return {"heading": heading, "caption": caption, "data": _script(data), "table": _as_table(figure)}
 
 
 def _as_table(figure) -> str:
@@ -134,8 +139,8 @@ def _as_table(figure) -> str:
 
 
 def _explorer(selection: Selection, data_path: str | Path | None, users: int, notes: list[str]) -> dict[str, dict]:
-    found = {}
-    for dataset, rows in selection.items():
+    found: dict[str, dict] = {}
+    for dataset, rows in selection.items() if users else ():
         run: FinishedRun = next(iter(next(iter(rows.values())).values()))
         folder = data_folder(run, data_path and Path(data_path))
         try:

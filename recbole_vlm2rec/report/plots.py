@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from recbole_vlm2rec.report.cold_start_table import ColdStartRow
-from recbole_vlm2rec.report.diagnostics import ASKING
+from recbole_vlm2rec.report.diagnostics import ASKING, asked_metric
 from recbole_vlm2rec.report.runs import FinishedRun
 from recbole_vlm2rec.report.selection import read_gains
 from recbole_vlm2rec.report.table_text import title
@@ -77,11 +77,7 @@ def learning_curves(rows: BySeed, metric: str = "ndcg@20"):
                     epochs.setdefault(entry["epoch"] + 1, []).append(entry["valid"][metric])
         if epochs:
             means = [float(np.mean(epochs[epoch])) for epoch in sorted(epochs)]
-            look = {
-                "line_color": PALETTE[number % len(PALETTE)],
-                "line_dash": ("solid", "dot", "dash")[number // len(PALETTE) % 3],
-            }
-            traces.append(go.Scatter(x=sorted(epochs), y=means, mode="lines+markers", name=row, **look))
+            traces.append(go.Scatter(x=sorted(epochs), y=means, mode="lines+markers", name=row, **_line(number)))
     return go.Figure(traces, _layout(None, "epoch", f"validation {title(metric)}")) if traces else None
 
 
@@ -92,7 +88,7 @@ def dropout_bars(rows: BySeed, metric: str = "ndcg@20"):
     traces = [
         go.Bar(
             x=list(found),
-            y=[float(np.mean([run["modality_dropout"][asked][metric] for run in runs])) for runs in found.values()],
+            y=[float(np.mean([asked_metric(run, asked, metric) for run in runs])) for runs in found.values()],
             name=f"{asked}: {name}",
             marker_color=SIDES[side],
         )
@@ -105,7 +101,7 @@ def alignment_curves(rows: BySeed):
     """Figure 1b: cosine of the text-only and the image-only gradient with the fused one over training; None without any."""
     go, traces = _go(), []
     for number, (row, by_seed) in enumerate(rows.items()):
-        measured = [run["gradient_alignment"] for run in _with(by_seed, "gradient_alignment")]
+        measured = [run.result["gradient_alignment"] for run in _with(by_seed, "gradient_alignment")]
         for side in DASHES if measured else ():
             steps = sorted(set.intersection(*({entry["step"] for entry in entries} for entries in measured)))
             values = [float(np.mean([entry[side] for of in measured for entry in of if entry["step"] == step])) for step in steps]
@@ -120,7 +116,8 @@ def geometry_bars(rows: BySeed):
     found = {row: runs for row, by_seed in rows.items() if (runs := _with(by_seed, "geometry"))}
     traces = []
     for side, colour in SIDES.items():
-        values = [[run["geometry"][side]["separability"] for run in runs if side in run["geometry"]] for runs in found.values()]
+        measured = [[run.result["geometry"] for run in runs] for runs in found.values()]
+        values = [[sides[side]["separability"] for sides in of_row if side in sides] for of_row in measured]
         means = [float(np.mean(of_row)) if of_row else None for of_row in values]
         traces.append(go.Bar(x=list(found), y=means, name=side, marker_color=colour))
     return go.Figure(traces, _layout(None, None, "S = A_neg / A_pos", barmode="group")) if found else None
@@ -156,11 +153,11 @@ def sensitivity(tuning: Mapping):
             best[str(value)] = max(score, best.get(str(value), score))
         dots = {"x": [str(value) for value, _ in tried], "y": [score for _, score in tried]}
         line = {"x": list(best), "y": list(best.values())}
-        look = {"showlegend": column == 1}
-        figure.add_trace(go.Scatter(**line, mode="lines", name="best", line_color=PALETTE[0], **look), 1, column)
-        figure.add_trace(go.Scatter(**dots, mode="markers", name="runs", marker_color=PALETTE[1], **look), 1, column)
+        best_of, runs = {"mode": "lines", "line_color": PALETTE[0]}, {"mode": "markers", "marker_color": PALETTE[1]}
+        figure.add_trace(go.Scatter(**line, **best_of, name=f"best, {key}", showlegend=False), 1, column)
+        figure.add_trace(go.Scatter(**dots, **runs, name=f"runs, {key}", showlegend=False), 1, column)
         figure.update_xaxes(type="category", categoryorder="array", categoryarray=line["x"], title_text=key, row=1, col=column)
-    figure.update_layout(_layout(f"{tuning['row']} on {tuning['dataset']}, seed {tuning['seed']}", None, None, showlegend=True))
+    figure.update_layout(_layout(f"{tuning['row']} on {tuning['dataset']}, seed {tuning['seed']}", None, None))
     figure.update_yaxes(title_text=f"validation {metric}", row=1, col=1)
     return figure
 
@@ -170,9 +167,9 @@ def _line(number: int) -> dict:
     return {"line_color": PALETTE[number % len(PALETTE)], "line_dash": ("solid", "dot", "dash")[number // len(PALETTE) % 3]}
 
 
-def _with(by_seed: Mapping[int, FinishedRun], key: str) -> list[dict]:
-    """The results that hold something under this key."""
-    return [run.result for run in by_seed.values() if run.result.get(key)]
+def _with(by_seed: Mapping[int, FinishedRun], key: str) -> list[FinishedRun]:
+    """The runs whose result holds something under this key."""
+    return [run for run in by_seed.values() if run.result.get(key)]
 
 
 def _order(value) -> tuple:

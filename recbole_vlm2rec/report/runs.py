@@ -96,7 +96,8 @@ def find_runs(places: Iterable[str | Path]) -> list[FinishedRun]:
         if not place.is_dir():
             raise RunError(f"{place} is no folder: give the folders of runs (--checkpoint_dir of the runs, saved/ by default)")
         for file in sorted(place.rglob(RESULT)):
-            if "tuning" in file.relative_to(place).parts:
+            copied = not any((file.parent / name).is_file() for name in (RANKS, STARTED))  # by --result_file
+            if copied or "tuning" in file.relative_to(place).parts:
                 continue
             found.setdefault(file.parent.resolve(), read_run(file.parent))
     if not found:

@@ -148,12 +148,19 @@ def _cells(column: Column) -> dict[str, Cell]:
 
 def _predicate(ours: Callable[[str], bool] | Collection[str] | None, rows: Collection[str]) -> Callable[[str], bool]:
     if ours is None:
-        return lambda row: Row.parse(row).embedder.startswith("VLM2Rec")
+        return _on_vlm2rec
     if callable(ours):
         return ours
     if unknown := sorted(set(ours) - set(rows)):
         raise ValueError(f"there is no row {', '.join(map(repr, unknown))} to call ours; the rows are {', '.join(sorted(rows))}")
     return lambda row: row in ours
+
+
+def _on_vlm2rec(row: str) -> bool:
+    try:
+        return Row.parse(row).embedder.startswith("VLM2Rec")
+    except ValueError:  # a name of the user's own
+        return False
 
 
 def print_table(options) -> None:

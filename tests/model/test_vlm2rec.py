@@ -326,6 +326,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(settings, monkeyp
     resumed = run("VLM2Rec", config_dict={**chosen, "resume": str(interrupted)})
     assert resumed["test"] == whole["test"] and resumed["valid"] == whole["valid"]
     assert resumed["best_epoch"] == whole["best_epoch"] and resumed["epochs"] == 3
+    assert (whole["epochs_timed"], resumed["epochs_timed"]) == (3, 1)
     # Not bit for bit: the pictures' features are computed anew, in batches of another order.
     assert [entry["loss"] for entry in resumed["training"]] == pytest.approx(
         [entry["loss"] for entry in whole["training"]], rel=1e-5

@@ -83,3 +83,13 @@ def test_data_elsewhere_are_asked_for_and_found(finished, run_on, shop):
         cold_start([run], ["hit@10"])
     (row,) = cold_start([run], ["hit@10"], data_path=shop)
     assert row.overall == {"hit@10": 1.0}
+
+
+def test_data_that_changed_after_a_full_ranking_are_refused_too(shop, finished):
+    run = finished("BPR", 1, [1, 1, 1], data_path=str(shop / "shop"), eval_negatives="full")
+    run.result.update(candidates=None, histories=Histories.read(shop / "shop", "shop").sha256)
+    assert len(cold_start([run], ["hit@10"])) == 1
+    file = shop / "shop" / "shop.inter"
+    file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(RunError, match="other interactions"):
+        cold_start([run], ["hit@10"])

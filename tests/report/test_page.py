@@ -25,6 +25,7 @@ def shop(tmp_path_factory):
     for more in (
         ["--model=BPR,VLMVanilla,VLMSFT", "--backbone=tiny", "--row_settings={VLMSFT: {gradient_alignment_every: 1}}"],
         ["--model=BPR", f"--tune={root / 'BPR.hyper'}"],
+        ["--model=BPR", f"--tune={root / 'BPR.hyper'}", "--tune_algo=each"],
     ):
         assert cli.main(["run", *common, *more]) == 0
     return root
@@ -44,6 +45,21 @@ def test_the_page_needs_no_network(page):
     # Only outside the library's own code, which names addresses in comments and error messages.
     text = re.sub(r"<script>.*?</script>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#|data:)""", text) and "@import" not in text and "url(" not in text
+
+
+def test_each_figure_has_its_own_data(page):
+    text = page.read_text(encoding="utf-8")
+    names = re.findall(r'data-figure="(.*?)"', text)
+    assert len(names) == len(set(names)) == 8
+    headings = re.findall(r"Sensitivity: [\w-]+", text)
+    assert {"Sensitivity: BPR-shop-seed1-each", "Sensitivity: BPR-shop-seed1-exhaustive"} <= set(headings)
+
+
+def test_the_explorer_can_be_left_out(shop, tmp_path):
+    text = report([shop / "saved"], tmp_path / "report.html", users=0).read_text(encoding="utf-8")
+    assert 'id="explorer"' not in text
+    with pytest.raises(ValueError, match="users is -1"):
+        report([shop / "saved"], tmp_path / "report.html", users=-1)
 
 
 def test_the_explorer_holds_the_true_next_item_and_what_each_model_would_recommend(page, shop):
@@ -122,8 +138,8 @@ def opened(request, browser, page):
 def test_it_loads_without_a_word_on_the_console_and_every_chart_draws(opened):
     tab, said = opened
     charts = tab.locator(".plot")
-    # Results, learning curves, dropout, alignment, separability, cold start, sensitivity.
-    assert charts.count() == 7
+    # Results, learning curves, dropout, alignment, separability, cold start, two searches.
+    assert charts.count() == 8
     for number in range(charts.count()):
         charts.nth(number).scroll_into_view_if_needed()
         charts.nth(number).locator("svg.main-svg").first.wait_for()

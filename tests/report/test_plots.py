@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from recbole_vlm2rec.analysis.cold_start import Bucket
@@ -49,15 +50,16 @@ def test_learning_curves_are_means_over_the_seeds_that_came_so_far(rows):
 
 
 def test_dropout_bars_stand_side_by_side_for_each_row_that_has_them(rows):
-    def measured(f2f, t2f, v2f):
-        return {"modality_dropout": {"f2f": {"ndcg@20": f2f}, "t2f": {"ndcg@20": t2f}, "v2f": {"ndcg@20": v2f}}}
-
-    figure = plots.dropout_bars(rows({"VLMSFT": [measured(0.4, 0.2, 0.0), measured(0.6, 0.2, 0.1)], "SASRec": [{}]}))
+    found = rows({"VLMSFT": [{"modality_dropout": {"f2f": {}}}] * 2, "SASRec": [{}]})
+    for seed, run in found["VLMSFT"].items():
+        sides = {"test_f2f_ranks": [1, 1], "test_t2f_ranks": [1, 2], "test_v2f_ranks": [2, 1 + seed]}
+        np.savez_compressed(run.folder / "ranks.npz", test_users=["a", "b"], test_ranks=[1, 1], **sides)
+    figure = plots.dropout_bars(found, "hit@1")
     assert figure.layout.barmode == "group"
     assert series(figure) == {
-        "f2f: history": (["VLMSFT"], pytest.approx([0.5])),
-        "t2f: titles alone": (["VLMSFT"], pytest.approx([0.2])),
-        "v2f: pictures alone": (["VLMSFT"], pytest.approx([0.05])),
+        "f2f: history": (["VLMSFT"], [1.0]),
+        "t2f: titles alone": (["VLMSFT"], [0.5]),
+        "v2f: pictures alone": (["VLMSFT"], [0.25]),
     }
     assert plots.dropout_bars({}) is None
 

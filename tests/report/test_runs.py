@@ -37,3 +37,10 @@ def test_names_the_file_that_is_damaged(tmp_path, file):
     (folder / file).write_text("{")
     with pytest.raises(RunError, match=file):
         print(read_run(folder).ranks)
+
+
+def test_a_copy_of_a_result_and_the_trials_of_a_search_are_no_runs_to_compare(tmp_path):
+    write(tmp_path / "saved" / "run")
+    write(tmp_path / "saved" / "tuning" / "runs" / "trial")
+    (tmp_path / "saved" / "result.json").write_text("{}")
+    assert [run.folder.name for run in find_runs([tmp_path / "saved"])] == ["run"]

@@ -189,3 +189,9 @@ def test_the_table_of_real_runs_holds_their_own_metrics(toy, tmp_path, capsys):
     assert cli.main(["cold-start", str(tmp_path), *data]) == 0
     assert "|  | seeds | 0-1 | 2-3 | 4+ | all |" in capsys.readouterr().out
     assert (tmp_path / "cold.json").is_file()
+
+
+def test_a_name_of_ones_own_with_an_at_sign_is_not_ours(finished):
+    table = result_table([finished("BPR", 1, [1], row="a@"), finished("VLM2RecSASRec", 1, [1], row="VLM2RecSASRec@VLM2Rec")])
+    assert {line.row: line.ours for line in table.blocks[0].lines} == {"a@": False, "VLM2RecSASRec@VLM2Rec": True}
+    assert not result_table([finished("VLM2RecSASRec", 2, [1], row="VLM2RecSASRec@VLMSFT")]).blocks[0].lines[0].ours
