@@ -8,6 +8,7 @@ function themed(layout) {
   look.paper_bgcolor = look.plot_bgcolor = "rgba(0,0,0,0)";
   look.font = { color: colour("--text"), family: "system-ui, sans-serif" };
   look.legend = { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 };
+  look.modebar = { bgcolor: "rgba(0,0,0,0)", color: colour("--quiet"), activecolor: colour("--accent") };
   look.margin = { l: 60, r: 15, t: 40, b: 50 };
   for (const key of new Set([...Object.keys(look), "xaxis", "yaxis"])) {
     if (/^[xy]axis\d*$/.test(key)) {
