@@ -8,6 +8,9 @@ import pytest
 
 from recbole_vlm2rec.prepare.minishop import generate
 
+# Before torch is loaded: on a busy machine the threads of these small models wait for each other, ten times as long as they work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def write_atomic(folder: Path, name: str, rows, items=None) -> Path:
     """Writes <folder>/<name>/<name>.inter from (user, item, time) rows and, given tokens, <name>.item; returns the folder."""
