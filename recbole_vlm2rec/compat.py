@@ -1,12 +1,14 @@
 """Every patch that RecBole 1.2.1 needs on current libraries, each with its reason; `apply()` installs them, once.
 
-May import the standard library, numpy, scipy and pandas, and recbole only inside `apply`; call it before using recbole.
+May import the standard library, numpy, scipy, pandas and torch, and recbole only inside `apply`; call it before using recbole.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -25,6 +27,22 @@ def apply() -> None:
     _tensorboard_beside_the_log()
     _no_reload_of_loaders()
     _applied = True
+
+
+@contextmanager
+def anomaly_mode_kept() -> Iterator[None]:
+    """For imports of RecBole's models: autograd's anomaly detection stays as it is.
+
+    SINE switches it on for the whole process, and importing any sequential model imports SINE: every training after that,
+    of whatever model, would take several times as long.
+    """
+    import torch
+
+    before = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+    try:
+        yield
+    finally:
+        torch.autograd.set_detect_anomaly(*before)
 
 
 def _refuse_pandas_3() -> None:

@@ -46,9 +46,10 @@ def get_model(name: str) -> type:
 
 def _find_class(module: str, name: str) -> type | None:
     path = f"{module}.{name.lower()}"
-    if not (name.isidentifier() and importlib.util.find_spec(path)):
-        return None
-    return getattr(importlib.import_module(path), name, None)
+    with compat.anomaly_mode_kept():
+        if not (name.isidentifier() and importlib.util.find_spec(path)):
+            return None
+        return getattr(importlib.import_module(path), name, None)
 
 
 @cache

@@ -1,5 +1,8 @@
 """The patches that RecBole needs: in place, and a refusal where no patch helps."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas
 import pytest
@@ -26,3 +29,18 @@ def test_pandas_3_is_refused(monkeypatch):
     monkeypatch.setattr(compat, "_applied", False)
     with pytest.raises(RuntimeError, match="pandas 3.0.1 makes RecBole 1.2.1 silently wrong"):
         compat.apply()
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_importing_a_model_leaves_autograds_anomaly_detection_alone(before):
+    """RecBole's SINE switches it on for the process, which makes every training several times as slow."""
+    code = f"""
+import torch
+torch.autograd.set_detect_anomaly({before})
+from recbole_vlm2rec.registry import get_model
+for name in ("SINE", "SASRec", "VLM2RecSASRec", "VLM2Rec"):
+    get_model(name)
+    print(torch.is_anomaly_enabled())
+"""
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert said.split() == [str(before)] * 4
