@@ -8,6 +8,7 @@ from recbole.utils import ModelType
 from recbole_vlm2rec import config as config_module
 from recbole_vlm2rec.config import Config, check_dataset, known_keys
 from recbole_vlm2rec.quick_start import make_config
+from recbole_vlm2rec.registry import get_model
 
 
 def test_the_protocol_beats_recboles_defaults():
@@ -40,9 +41,8 @@ def _data(folder):
 
 def test_model_yaml_follows_the_base_classes(tmp_path, monkeypatch):
     """Ours: base before derived, RecBole's yaml of the base too; then the data set's, then the backbone's, then the user's."""
-    from recbole.model.sequential_recommender.sasrec import SASRec
 
-    class Ours(SASRec):
+    class Ours(get_model("SASRec")):
         __module__ = "recbole_vlm2rec.model.ours"
 
     props = tmp_path / "props"

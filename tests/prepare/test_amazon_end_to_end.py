@@ -119,7 +119,7 @@ def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(moment, sho
 
 
 def test_interrupted_it_says_so_and_goes_on(shop, undisturbed, tmp_path):
-    process = started(shop[0], tmp_path, "--pause=0.05")
+    process = started(shop[0], tmp_path, "--pause=0.5")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and len(list((tmp_path / "cache").rglob("*.jpg"))) < 3:
         time.sleep(0.01)
