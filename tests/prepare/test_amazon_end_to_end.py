@@ -96,9 +96,13 @@ def test_what_the_user_sees(shop, tmp_path, capsys):
 
 
 def started(url, folder, *more):
-    """The command as a process of its own."""
+    """The command as a process of its own, which hears Ctrl+C even where the tests themselves were started to ignore it (`&`)."""
     arguments = [sys.executable, "-m", "recbole_vlm2rec", *command(url, folder, *more)]
-    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a child inherits what is ignored
+    try:
+        return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("moment", ["raw/*", "raw/meta*", "cache/*/*.jpg", "cache/0*/*.jpg", "out/.Beauty.partial/images/*"])
