@@ -20,14 +20,14 @@ from recbole_vlm2rec import compat
 
 compat.apply()
 
-from recbole.config import Config as RecBoleConfig  # noqa: E402  (after the patches)
-from recbole.utils import ModelType, argument_list  # noqa: E402
+from recbole.config import Config as RecBoleConfig
+from recbole.utils import ModelType, argument_list
 
-from recbole_vlm2rec.arguments import Loader  # noqa: E402
-from recbole_vlm2rec.metrics import METRICS  # noqa: E402
-from recbole_vlm2rec.nearest import did_you_mean  # noqa: E402
-from recbole_vlm2rec.registry import PACKAGE, RECBOLE, get_model  # noqa: E402
-from recbole_vlm2rec.rows import props_folder  # noqa: E402
+from recbole_vlm2rec.arguments import Loader
+from recbole_vlm2rec.metrics import METRICS
+from recbole_vlm2rec.nearest import did_you_mean
+from recbole_vlm2rec.registry import PACKAGE, RECBOLE, get_model
+from recbole_vlm2rec.rows import props_folder
 
 # Read by RecBole's source, but in none of its yaml files or lists.
 _UNLISTED = frozenset(

@@ -16,12 +16,12 @@ from recbole_vlm2rec import compat
 
 compat.apply()
 
-from recbole.data.interaction import Interaction  # noqa: E402  (after the patches)
-from recbole.utils import ModelType, calculate_valid_score, set_color  # noqa: E402
+from recbole.data.interaction import Interaction
+from recbole.utils import ModelType, calculate_valid_score, set_color
 
-from recbole_vlm2rec.data.candidates import FullRanking  # noqa: E402
-from recbole_vlm2rec.measure import Meter  # noqa: E402
-from recbole_vlm2rec.metrics import full_ranks, positive_ranks, summary  # noqa: E402
+from recbole_vlm2rec.data.candidates import FullRanking
+from recbole_vlm2rec.measure import Meter
+from recbole_vlm2rec.metrics import full_ranks, positive_ranks, summary
 
 # Models that score pair by pair get at most so many pairs at once.
 PAIRS = 2**17
@@ -121,7 +121,7 @@ class ProtocolMixin:
         full, model = isinstance(candidates, FullRanking), self.config["model"]
         try:
             scores = self.model.full_sort_predict(interaction.to(self.device))
-        except NotImplementedError:
+        except NotImplementedError:  # RecBole's word for a model that only scores pairs
             items = np.tile(np.arange(dataset.item_num), (len(batch), 1)) if full else candidates.items[batch]
             chosen = self._predict(dataset, interaction, items)
         else:

@@ -14,11 +14,11 @@ from recbole_vlm2rec import compat
 
 compat.apply()
 
-import recbole.utils  # noqa: E402  (after the patches)
-from recbole.utils import ModelType  # noqa: E402
+import recbole.utils
+from recbole.utils import ModelType
 
-from recbole_vlm2rec.nearest import did_you_mean  # noqa: E402
-from recbole_vlm2rec.rows import class_names, our_models, rows  # noqa: E402
+from recbole_vlm2rec.nearest import did_you_mean
+from recbole_vlm2rec.rows import class_names, our_models, rows
 
 PACKAGE = "recbole_vlm2rec"
 RECBOLE = Path(recbole.__file__).parent

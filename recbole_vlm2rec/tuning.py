@@ -23,13 +23,13 @@ from recbole_vlm2rec import compat
 
 compat.apply()
 
-from recbole.trainer import HyperTuning  # noqa: E402  (after the patches)
+from recbole.trainer import HyperTuning
 
-from recbole_vlm2rec.arguments import parse_value  # noqa: E402
-from recbole_vlm2rec.config import check_keys  # noqa: E402
-from recbole_vlm2rec.quick_start import make_config  # noqa: E402
-from recbole_vlm2rec.rows import Row, props_folder  # noqa: E402
-from recbole_vlm2rec.sweep import Planned, RunMaker, listed  # noqa: E402
+from recbole_vlm2rec.arguments import parse_value
+from recbole_vlm2rec.config import check_keys
+from recbole_vlm2rec.quick_start import make_config
+from recbole_vlm2rec.rows import Row, props_folder
+from recbole_vlm2rec.sweep import Planned, RunMaker, listed
 
 OWN_KEYS = ("tune", "tune_algo", "max_evals")
 ALGORITHMS = ("exhaustive", "random", "bayes", "each")

@@ -21,7 +21,7 @@ class Scores(torch.nn.Module):
 
     def full_sort_predict(self, interaction):
         if self.pairwise:
-            raise NotImplementedError
+            raise NotImplementedError  # as RecBole's own models that only score pairs
         self.asked += interaction["user_id"].tolist()
         scores = self.scores[interaction["user_id"]]
         return scores.reshape(-1) if self.flat else scores

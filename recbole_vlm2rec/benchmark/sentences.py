@@ -47,7 +47,7 @@ class _Reader(InputModule):
         return {**features, "token_embeddings": self.model(**inputs, use_cache=False).last_hidden_state}
 
     def save(self, *_, **__) -> None:
-        raise NotImplementedError("a benchmark's model is not saved")
+        raise NotImplementedError("a benchmark's model is not saved")  # sentence-transformers asks for the method
 
 
 class SentencePeer:

@@ -15,13 +15,13 @@ from recbole_vlm2rec import compat
 
 compat.apply()
 
-import recbole.data.dataset as recbole_datasets  # noqa: E402  (after the patches)
-from recbole.data.dataset import Dataset, KnowledgeBasedDataset, SequentialDataset  # noqa: E402
-from recbole.utils import ModelType  # noqa: E402
+import recbole.data.dataset as recbole_datasets
+from recbole.data.dataset import Dataset, KnowledgeBasedDataset, SequentialDataset
+from recbole.utils import ModelType
 
-from recbole_vlm2rec.config import check_dataset  # noqa: E402
-from recbole_vlm2rec.data.atomic_files import Problem, read_interactions  # noqa: E402
-from recbole_vlm2rec.data.candidates import PHASES, Candidates, FullRanking, Histories, full_ranking, load_or_draw  # noqa: E402
+from recbole_vlm2rec.config import check_dataset
+from recbole_vlm2rec.data.atomic_files import Problem, read_interactions
+from recbole_vlm2rec.data.candidates import PHASES, Candidates, FullRanking, Histories, full_ranking, load_or_draw
 
 
 class ProtocolDataset(Dataset):

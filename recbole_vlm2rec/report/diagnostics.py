@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recbole_vlm2rec.analysis.comparison import mean_and_deviation
 from recbole_vlm2rec.metrics import per_user
 from recbole_vlm2rec.report.runs import FinishedRun, RunError, find_runs
 from recbole_vlm2rec.report.selection import Selection, select
@@ -131,8 +132,8 @@ def _rows(rows: Selection, measure: Measure, style: Markdown) -> Iterator[list[s
 
 
 def _cell(values: np.ndarray, style: Markdown) -> str:
-    mean = f"{values.mean():.4f}"
-    return mean if len(values) < 2 else f"{mean} {style.escape('±')} {values.std(ddof=1):.4f}"
+    mean, deviation = mean_and_deviation(values)
+    return f"{mean:.4f}" if deviation is None else f"{mean:.4f} {style.escape('±')} {deviation:.4f}"
 
 
 def print_diagnostics(options) -> None:

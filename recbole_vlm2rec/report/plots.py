@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recbole_vlm2rec.analysis.comparison import mean_and_deviation
 from recbole_vlm2rec.report.cold_start_table import ColdStartRow
 from recbole_vlm2rec.report.diagnostics import ASKING, asked_metric
 from recbole_vlm2rec.report.runs import FinishedRun
@@ -54,11 +55,11 @@ def tuning_process(model: str, scores: Sequence[float], params: Sequence[str]):
 def result_bars(rows: BySeed, metric: str = "ndcg@20"):
     """Test metric of each row, mean over seeds with the sample standard deviation where there are two or more."""
     go = _go()
-    values = {row: [read_gains(run, [metric])[metric].score for run in by_seed.values()] for row, by_seed in rows.items()}
-    spread = [float(np.std(of_row, ddof=1)) if len(of_row) > 1 else None for of_row in values.values()]
+    scores = [[read_gains(run, [metric])[metric].score for run in by_seed.values()] for by_seed in rows.values()]
+    means, spread = zip(*map(mean_and_deviation, scores), strict=True)
     bar = go.Bar(
-        x=list(values),
-        y=[float(np.mean(of_row)) for of_row in values.values()],
+        x=list(rows),
+        y=means,
         name=title(metric),
         marker_color=PALETTE[0],
         error_y={"type": "data", "array": spread, "visible": True},

@@ -98,7 +98,7 @@ def test_a_status_is_the_reason_and_only_some_are_tried_again(status, requests):
     lambda: format_datetime(datetime.now(timezone.utc) + timedelta(seconds=1.2), usegmt=True),
 ])  # fmt: skip
 def test_retry_after_makes_the_whole_host_wait(said):
-    first = lambda: web.Response(status=429, headers={"Retry-After": said()})  # noqa: E731
+    first = lambda: web.Response(status=429, headers={"Retry-After": said()})  # noqa: E731  (an answer to a request, read where it is used)
 
     async def run():
         async with Server(a=answering(first, b"ok"), b=answering(b"ok")) as server, Fetcher(LOCAL, backoff=0.0001) as fetcher:
@@ -117,7 +117,7 @@ def test_retry_after_makes_the_whole_host_wait(said):
 
 def test_no_server_makes_us_wait_longer_than_allowed():
     start = time.monotonic()
-    late = lambda: web.Response(status=429, headers={"Retry-After": "9999"})  # noqa: E731
+    late = lambda: web.Response(status=429, headers={"Retry-After": "9999"})  # noqa: E731  (an answer to a request, read where it is used)
     assert fetch("a", replace(LOCAL, max_wait=0.05), a=answering(late, b"ok"))[0] == b"ok"
     assert time.monotonic() - start < 5
 

@@ -47,7 +47,7 @@ def test_features_of_another_picture_are_found(backbone, monkeypatch):
 
 def test_a_backbone_that_looks_at_padding_groups_equal_lengths_only(random_vlm, pictures, monkeypatch):
     honest = Backbone.hidden_states
-    careless = lambda self, ids, mask, shown: honest(self, ids, mask, shown) + (1 - mask).sum(1)[:, None, None]  # noqa: E731
+    careless = lambda self, ids, mask, shown: honest(self, ids, mask, shown) + (1 - mask).sum(1)[:, None, None]  # noqa: E731  (in place of a method, beside it)
     sequences = [["a mug"], ["a mug", "a shirt"], ["a cup"]]
     with torch.no_grad():
         expected = VLMEncoder.from_pretrained(str(random_vlm)).eval().encode_text(sequences)
